@@ -1,0 +1,154 @@
+"""Audio files to float32 mono samples at the model's rate, and back.
+
+Reading and resampling go block by block, so that an hour costs no more memory than a second.
+"""
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from audiovq.files import FileRefused, atomic_output
+
+STDIO = "-"
+"""The path that stands for standard input or output."""
+
+_BLOCK = 1 << 16  # samples read at a time, before resampling
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What an audio file says of itself: rate in Hz, channels, and samples per channel."""
+
+    sample_rate: int
+    channels: int
+    n_samples: int
+
+
+class AudioReader:
+    """An audio file as mono float32 blocks at `sample_rate`.
+
+    `path` is any file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...), or "-" for
+    standard input. Channels are averaged. Resampling is soxr's high quality, one stream over the
+    whole file: the result does not depend on the block size.
+
+    Raises `FileRefused` when the file is missing, is not audio, holds no samples, or holds samples
+    that are not finite.
+    """
+
+    def __init__(self, path: str | Path, sample_rate: int) -> None:
+        self.path = path
+        self.sample_rate = sample_rate
+        self._file = _open(path)
+        self.source = AudioInfo(self._file.samplerate, self._file.channels, self._file.frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield float32 blocks [n], n >= 1; together round(n_samples * rate / source rate)."""
+        source_rate = self.source.sample_rate
+        resampler = None
+        if source_rate != self.sample_rate:
+            resampler = soxr.ResampleStream(source_rate, self.sample_rate, 1, dtype="float32")
+        n_read = n_sent = 0
+        with self._file as file:
+            while True:
+                block = self._read(file)
+                n_read += len(block)
+                if not n_read:
+                    raise FileRefused(f"{self.path} holds no samples; give a longer recording.")
+                last = len(block) == 0
+                if resampler is not None:
+                    block = resampler.resample_chunk(block, last=last)
+                # soxr's tail may be a sample more or less than the ratio says.
+                due = max(1, round(n_read * self.sample_rate / source_rate)) - n_sent
+                if last and len(block) < due:
+                    block = np.pad(block, (0, due - len(block)))
+                block = block[:due]
+                n_sent += len(block)
+                if len(block):
+                    yield block
+                if last:
+                    return
+
+    def _read(self, file: soundfile.SoundFile) -> np.ndarray:
+        try:
+            block = file.read(_BLOCK, dtype="float32", always_2d=True)  # [n, channels]
+        except soundfile.LibsndfileError as error:
+            raise FileRefused(
+                f"{self.path} is damaged: libsndfile stopped reading it ({error.error_string})."
+            ) from error
+        if not np.isfinite(block).all():
+            raise FileRefused(
+                f"{self.path} holds samples that are not finite (NaN or infinity); "
+                "export it again as PCM."
+            )
+        return block.mean(axis=1)
+
+
+def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
+    """Read a whole audio file: float32 [n], mono, at `sample_rate` Hz. See `AudioReader`."""
+    return np.concatenate(list(AudioReader(path, sample_rate)))
+
+
+@contextmanager
+def audio_writer(
+    path: str | Path, sample_rate: int, *, overwrite: bool = False
+) -> Iterator[soundfile.SoundFile]:
+    """A 16-bit mono file to `.write` float32 samples to; it appears only when it is complete.
+
+    `path` ends in .wav or .flac (the container follows it), or is "-" for WAV on standard output.
+    Samples beyond -1..1 are clipped.
+    """
+    if str(path) == STDIO:
+        buffer = io.BytesIO()
+        with soundfile.SoundFile(buffer, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
+            yield file
+        sys.stdout.buffer.write(buffer.getvalue())
+        sys.stdout.buffer.flush()
+        return
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".wav", ".flac"):
+        raise FileRefused(f"{path} is not a name for decoded audio; end it in .wav or .flac.")
+    with atomic_output(path, overwrite=overwrite) as temporary:
+        try:
+            with soundfile.SoundFile(
+                temporary, "w", sample_rate, 1, "PCM_16", format=suffix[1:].upper()
+            ) as file:
+                yield file
+        except soundfile.LibsndfileError as error:
+            raise FileRefused(f"{path} cannot be written: {error.error_string}") from error
+
+
+def save_audio(
+    path: str | Path, wav: np.ndarray, sample_rate: int, *, overwrite: bool = False
+) -> None:
+    """Write float32 samples [n] in -1..1 as 16-bit audio, whole or not at all."""
+    with audio_writer(path, sample_rate, overwrite=overwrite) as file:
+        file.write(wav)
+
+
+def _open(path: str | Path) -> soundfile.SoundFile:
+    if str(path) == STDIO:
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise FileRefused("Standard input is empty; pipe an audio file into it.")
+        source: io.BytesIO | Path = io.BytesIO(data)
+    else:
+        source = Path(path)
+        if not source.exists():
+            raise FileRefused(f"{path} does not exist; check the name.")
+        if source.is_dir():
+            raise FileRefused(f"{path} is a folder; name an audio file.")
+        if source.stat().st_size == 0:
+            raise FileRefused(f"{path} is an empty file; give an audio file.")
+    try:
+        return soundfile.SoundFile(source)
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        raise FileRefused(
+            f"{path} is not audio that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...)."
+        ) from error
