@@ -1,0 +1,154 @@
+"""Every size of the network, in one place."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of an `AudioVQ` model. Rates and lengths that follow from them are properties.
+
+    Raises `ValueError` when a value is out of range or two values contradict each other.
+    """
+
+    sample_rate: int = 16_000
+    """Samples per second, in Hz."""
+    strides: tuple[int, ...] = (40, 4, 2)
+    """Strides of the encoder's convolutions, from the waveform to the frame rate."""
+    channels: tuple[int, ...] = (192, 256, 384)
+    """Width after each of those convolutions; the last one is the width of the latent."""
+    encoder_blocks: tuple[int, ...] = (1, 1, 6)
+    """Residual blocks after each of those convolutions."""
+    encoder_expansion: int = 2
+    """Width inside a residual block of the encoder, as a multiple of the width outside it."""
+    decoder_channels: int = 384
+    """Width of the decoder."""
+    decoder_blocks: int = 6
+    """Residual blocks of the decoder, all at the frame rate."""
+    decoder_expansion: int = 3
+    """Width inside a residual block of the decoder, as a multiple of the width outside it."""
+    kernel_size: int = 7
+    """Frames that the depthwise convolution of a residual block sees: its own and those before."""
+    n_fft: int = 960
+    """Samples of a synthesis window of the decoder, a multiple of the hop."""
+    lookahead: int = 1
+    """Frames after a frame that the encoder waits for, 0 to 2."""
+    n_codebooks: int = 8
+    """Levels: level 0 is the unit codebook, the others are acoustic codebooks."""
+    codebook_size: int = 1024
+    """Codes of each codebook, K."""
+    codebook_dim: int = 64
+    """Length of a code vector."""
+    codebook: str = "ema"
+    """How codebooks learn: "ema" (moving averages) or "gradient" (the codebook loss of VQ-VAE)."""
+    unit_level: str = "split"
+    """Where level 0 stands: "split" beside the residual stack, or "residual", its first level."""
+    block_frames: int = 16
+    """Frames that the encoder computes at once. Tokens are exact for any cutting of the input
+    because every computation has this one shape."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # from JSON or TOML
+                object.__setattr__(self, field.name, tuple(value))
+        self._check_types()
+        if not len(self.strides) == len(self.channels) == len(self.encoder_blocks) >= 1:
+            raise ValueError(
+                "strides, channels and encoder_blocks must be lists of one length, not "
+                f"{self.strides}, {self.channels} and {self.encoder_blocks}."
+            )
+        if self.n_fft % self.hop_length or self.n_fft < 2 * self.hop_length:
+            raise ValueError(
+                f"n_fft must be a multiple of the hop ({self.hop_length}, the product of strides) "
+                f"and at least twice it, not {self.n_fft}."
+            )
+        if self.lookahead > 2:
+            raise ValueError(f"lookahead must be 0, 1 or 2 frames, not {self.lookahead}.")
+        if self.block_frames <= self.lookahead:
+            raise ValueError(
+                f"block_frames must be more than lookahead ({self.lookahead}), "
+                f"not {self.block_frames}."
+            )
+        if self.codebook_size > 1 << 16:
+            raise ValueError(f"codebook_size must be at most 65536, not {self.codebook_size}.")
+        if self.codebook not in ("ema", "gradient"):
+            raise ValueError(f'codebook must be "ema" or "gradient", not "{self.codebook}".')
+        if self.unit_level not in ("split", "residual"):
+            raise ValueError(f'unit_level must be "split" or "residual", not "{self.unit_level}".')
+        if self.unit_level == "split" and self.n_codebooks < 2:
+            raise ValueError('unit_level "split" needs n_codebooks of at least 2.')
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "lookahead" else 1
+            if isinstance(field.default, int):
+                if type(value) is not int or value < least:
+                    raise ValueError(
+                        f"{field.name} must be a whole number >= {least}, not {value!r}."
+                    )
+            elif isinstance(field.default, tuple):
+                least = 0 if field.name == "encoder_blocks" else 1
+                if type(value) is not tuple or not all(
+                    type(item) is int and item >= least for item in value
+                ):
+                    raise ValueError(
+                        f"{field.name} must be a list of whole numbers >= {least}, not {value!r}."
+                    )
+            elif type(value) is not str:
+                raise ValueError(f"{field.name} must be text, not {value!r}.")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.strides)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, in Hz."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def overlap_frames(self) -> int:
+        """Frames after a frame whose synthesis windows reach back into it."""
+        return self.n_fft // self.hop_length - 1
+
+    @property
+    def delay(self) -> int:
+        """Algorithmic delay of encode plus decode, in samples: hop, lookahead and overlap."""
+        return self.hop_length * (1 + self.lookahead + self.overlap_frames)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples of the input that can move one frame's codes, its lookahead included."""
+        samples, rate = 0, 1  # rate: samples per step of the layer at hand
+        for index, (stride, blocks) in enumerate(zip(self.strides, self.encoder_blocks)):
+            samples += (self.taps(index) - 1) * stride * rate
+            rate *= stride
+            samples += blocks * (self.kernel_size - 1) * rate
+        return samples + self.hop_length * (1 + self.lookahead)
+
+    @staticmethod
+    def taps(index: int) -> int:
+        """Kernel of the strided convolution `index`, in strides: the first is the filterbank."""
+        return 4 if index == 0 else 2
+
+    def bitrate(self, n_q: int) -> float:
+        """Bits per second of `n_q` levels."""
+        return self.frame_rate * n_q * max(1, (self.codebook_size - 1).bit_length())
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Build from plain values. Raises `ValueError` for a name that is not a field."""
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise ValueError(f"{name} is not a setting of the model; they are {names}.")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """The fields as indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+

@@ -1,0 +1,119 @@
+"""Causal layers over [B, T, C], with their memory of the past as an argument.
+
+Every layer is called as `y, state = layer(x, state)`. `state` is one tensor of past inputs; zeros
+stand for the silence before the start. A long input in one call, or cut into pieces with the state
+carried over, is the same computation. The layout keeps channels last, so that every convolution is
+one matrix product.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = list[Tensor]
+"""One tensor for each layer of a stack."""
+
+
+class CausalConv(nn.Module):
+    """Strided causal convolution whose kernel is `taps` strides long.
+
+    [B, T * stride, in_channels] -> [B, T, out_channels]; output t sees the inputs of frame t and of
+    the `taps - 1` frames before it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, taps: int) -> None:
+        super().__init__()
+        self.frame = stride * in_channels
+        self.taps = taps
+        self.linear = nn.Linear(taps * self.frame, out_channels)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The silence before the start: [B, taps - 1, stride * in_channels]."""
+        return self.linear.weight.new_zeros(batch, self.taps - 1, self.frame)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        frames = x.reshape(x.shape[0], -1, self.frame)  # [B, T, stride * in_channels]
+        n_frames = frames.shape[1]
+        past = torch.cat([state.to(x.dtype), frames], dim=1)  # [B, taps - 1 + T, ...]
+        windows = torch.cat([past[:, tap : tap + n_frames] for tap in range(self.taps)], dim=-1)
+        return self.linear(windows), past[:, n_frames:]
+
+
+class ResidualBlock(nn.Module):
+    """Depthwise causal convolution, normalisation, and a two-layer perceptron, added to the input.
+
+    [B, T, C] -> [B, T, C]. After ConvNeXt (Liu et al., 2022), as Vocos uses it (Siuzdak, 2023).
+    """
+
+    def __init__(self, channels: int, kernel_size: int, expansion: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(kernel_size, channels) / kernel_size**0.5)
+        self.up = nn.Linear(channels, channels * expansion)
+        self.down = nn.Linear(channels * expansion, channels)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The silence before the start: [B, kernel_size - 1, C]."""
+        kernel_size, channels = self.kernel.shape
+        return self.kernel.new_zeros(batch, kernel_size - 1, channels)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        past = torch.cat([state.to(x.dtype), x], dim=1)  # [B, kernel_size - 1 + T, C]
+        n_frames = x.shape[1]
+        kernel = self.kernel.to(x.dtype)
+        y = past[:, :n_frames] * kernel[0]
+        for tap in range(1, len(kernel)):  # a grouped convolution is slower in this layout
+            y = torch.addcmul(y, past[:, tap : tap + n_frames], kernel[tap])
+        y = self.up(F.layer_norm(y, y.shape[-1:]))
+        return x + self.down(F.gelu(y)), past[:, n_frames:]
+
+
+class CausalStack(nn.Module):
+    """Causal layers one after the other; the state is the list of theirs."""
+
+    def __init__(self, layers: list[CausalConv | ResidualBlock]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def initial_state(self, batch: int) -> State:
+        """The silence before the start, one tensor for each layer."""
+        return [layer.initial_state(batch) for layer in self.layers]
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        after = []
+        for layer, past in zip(self.layers, state):
+            x, past = layer(x, past)
+            after.append(past)
+        return x, after
+
+
+class OverlapAdd(nn.Module):
+    """Inverse STFT of frames that come one after the other.
+
+    Spectra [B, T, n_fft // 2 + 1] and a state [B, n_fft / hop - 1, hop] become samples [B, T, hop].
+    Frame t's window ends with frame t's own samples, so the samples that are complete once frame t
+    is known are those of frame t - (n_fft / hop - 1): the output lags by that many frames.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop_length: int) -> None:
+        super().__init__()
+        self.hop_length = hop_length
+        self.overlaps = n_fft // hop_length
+        window = torch.hann_window(n_fft).reshape(self.overlaps, hop_length)
+        # Divided by the sum of squared windows, as an inverse STFT is (Griffin and Lim, 1984).
+        self.register_buffer("window", window / window.square().sum(dim=0), persistent=False)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Nothing to add yet: [B, n_fft / hop - 1, hop]."""
+        return self.window.new_zeros(batch, self.overlaps - 1, self.hop_length)
+
+    def forward(self, spectra: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        frames = torch.fft.irfft(spectra, n=self.overlaps * self.hop_length)  # [B, T, n_fft]
+        frames = frames.unflatten(-1, (self.overlaps, self.hop_length)) * self.window
+        n_frames = frames.shape[1]
+        total = F.pad(state, (0, 0, 0, n_frames))  # [B, overlaps - 1 + T, hop]
+        for part in range(self.overlaps):
+            rest = self.overlaps - 1 - part
+            total = total + F.pad(frames[:, :, part], (0, 0, part, rest))
+        return total[:, :n_frames], total[:, n_frames:]

@@ -1,0 +1,47 @@
+"""What training minimises, besides the codebooks' own losses. All in float32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchaudio.functional import melscale_fbanks
+
+MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
+"""Window in samples and number of mel bands of each scale (Kumar et al. 2023, at 44.1 kHz)."""
+_FLOOR = 1e-5
+
+
+class MelLoss(nn.Module):
+    """Distance of log-mel spectrograms over several windows (Kumar et al. 2023, DAC).
+
+    wav, target [B, 1, N] -> scalar: the mean absolute difference of log10 mel magnitudes, summed
+    over the scales. Bands too narrow for a window's bins to fill are left out.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        for index, (n_fft, n_mels) in enumerate(MEL_SCALES):
+            filters = melscale_fbanks(
+                n_fft // 2 + 1, 0.0, sample_rate / 2, min(n_mels, n_fft // 8 + 1), sample_rate
+            )
+            filters = filters[:, filters.sum(dim=0) > 0]
+            self.register_buffer(f"filters_{index}", filters, persistent=False)
+            self.register_buffer(f"window_{index}", torch.hann_window(n_fft), persistent=False)
+
+    def log_mels(self, wav: Tensor) -> list[Tensor]:
+        """Log10 mel magnitudes of wav [B, 1, N], one tensor [B, bands, frames] for each scale."""
+        mels = []
+        for index, (n_fft, _) in enumerate(MEL_SCALES):
+            window = getattr(self, f"window_{index}")
+            spectra = torch.stft(
+                wav.squeeze(1).float(), n_fft, n_fft // 4, window=window, return_complex=True
+            )
+            # abs() has no gradient at 0; the floor keeps it finite.
+            magnitude = (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt()
+            mel = getattr(self, f"filters_{index}").t() @ magnitude
+            mels.append(mel.clamp(min=_FLOOR).log10())
+        return mels
+
+    def forward(self, wav: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = self.log_mels(target)
+        return torch.stack([F.l1_loss(a, b) for a, b in zip(self.log_mels(wav), goal)]).sum()

@@ -1,0 +1,285 @@
+"""The codec: waveform to codes and back."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiovq.codes import Header
+from audiovq.config import ModelConfig
+from audiovq.files import FileRefused, atomic_output
+from audiovq.network import Decoder, Encoder
+from audiovq.quantize import Quantized, make_quantizer
+from audiovq.stream import Stream
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+DEFAULT_FOLDER = Path(__file__).parent / "default"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The tokens of a batch of recordings."""
+
+    indices: Tensor
+    """int64 [B, n_q, T], each in 0 .. codebook_size - 1. Row 0 of an item are its units."""
+    lengths: tuple[int, ...]
+    """Samples of each item. Item b's frames are its first ceil(lengths[b] / hop_length)."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `AudioVQ.forward` computes in training."""
+
+    wav: Tensor
+    """Reconstruction [B, 1, N]."""
+    units: Tensor
+    """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients."""
+    quantized: Quantized | None
+    """None when the quantizer was passed by."""
+
+
+class AudioVQ(nn.Module):
+    """A neural audio codec whose first level of tokens are phoneme-like units.
+
+    Example::
+
+        model = AudioVQ.from_pretrained()
+        codes = model.encode(wav)        # wav [B, 1, N] in -1..1 at model.config.sample_rate
+        codes.indices                    # [B, 8, T]
+        wav = model.decode(codes)        # [B, 1, N]
+    """
+
+    def __init__(self, config: ModelConfig, card: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.card: dict[str, Any] = card or {"name": "untrained"}
+        self.encoder = Encoder(config)
+        self.quantizer = make_quantizer(config)
+        self.decoder = Decoder(config)
+        self._fingerprint: tuple[list[tuple[int, int]], str] | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name, from its card."""
+        return str(self.card.get("name", "unnamed"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.head.weight.device
+
+    def encode(self, wav: Tensor, n_q: int | None = None, lengths: list[int] | None = None) -> Codes:
+        """Turn sound into codes.
+
+        wav: [B, 1, N], N >= 1, in -1..1 at `config.sample_rate`.
+        n_q: levels to compute, 1 .. n_codebooks; all of them when None. Fewer levels are a prefix.
+        lengths: samples of each item of a padded batch; N for all when None. The codes after an
+            item's last frame are 0.
+
+        An item's codes do not depend on the other items, nor on the padding.
+        Raises `ValueError` for a wrong shape, n_q or length, and for samples that are not finite.
+        """
+        n_q = self.check_n_q(n_q)
+        if wav.dim() != 3 or wav.shape[1] != 1 or not wav.numel():
+            raise ValueError(f"wav must have the shape [B, 1, N], N >= 1, not {list(wav.shape)}.")
+        if not torch.isfinite(wav).all():
+            raise ValueError("wav holds samples that are not finite (NaN or infinity).")
+        batch, _, n_samples = wav.shape
+        lengths = [n_samples] * batch if lengths is None else list(lengths)
+        if len(lengths) != batch or not all(1 <= length <= n_samples for length in lengths):
+            raise ValueError(f"lengths must be {batch} numbers in 1..{n_samples}, not {lengths}.")
+        wav = wav.to(self.device, torch.float32)
+        items = [self._encode_one(item[None, :, :n], n_q) for item, n in zip(wav, lengths)]
+        n_frames = max(item.shape[2] for item in items)
+        indices = torch.cat([F.pad(item, (0, n_frames - item.shape[2])) for item in items])
+        return Codes(indices, tuple(lengths))
+
+    def _encode_one(self, wav: Tensor, n_q: int) -> Tensor:
+        stream = self.stream(n_q)
+        return torch.cat([stream.encode_blocks(wav), stream.flush_encode()], dim=2)
+
+    def decode(self, codes: Codes | Tensor) -> Tensor:
+        """Turn codes into sound: float32 [B, 1, N], N the longest of `codes.lengths`.
+
+        Of bare indices [B, n_q, T], whole frames are decoded: N is T * hop_length. The samples
+        after an item's length are 0.
+
+        Raises `ValueError` for a wrong shape, and for codes or a number of levels out of range.
+        """
+        if isinstance(codes, Tensor):
+            n_samples = codes.shape[-1] * self.config.hop_length
+            codes = Codes(codes, (n_samples,) * len(codes))
+        indices, hop = codes.indices, self.config.hop_length
+        if indices.dim() != 3 or not indices.numel() or indices.is_floating_point():
+            raise ValueError(
+                f"codes must be whole numbers [B, n_q, T], not {indices.dtype} "
+                f"{list(indices.shape)}."
+            )
+        self.check_n_q(indices.shape[1])
+        self.check_range(int(indices.min()), int(indices.max()))
+        if max(codes.lengths) > indices.shape[2] * hop or len(codes.lengths) != len(indices):
+            raise ValueError(f"lengths {list(codes.lengths)} do not match the codes.")
+        indices = indices.to(self.device, torch.int64)
+        items = []
+        for item, n_samples in zip(indices, codes.lengths):
+            stream = self.stream()
+            frames = item[None, :, : -(-n_samples // hop)]
+            wav = torch.cat([stream.decode(frames), stream.flush_decode()], dim=2)
+            items.append(F.pad(wav[:, :, :n_samples], (0, max(codes.lengths) - n_samples)))
+        return torch.cat(items)
+
+    def stream(self, n_q: int | None = None) -> Stream:
+        """Start a signal that comes piece by piece; see `Stream`."""
+        return Stream(self, self.check_n_q(n_q))
+
+    def forward(
+        self, wav: Tensor, n_q: Tensor | None = None, *, quantize: bool = True
+    ) -> Output:
+        """The pass that training differentiates; with `quantize`, codebooks learn from it.
+
+        wav: [B, 1, N], N a multiple of hop_length.
+        n_q: [B], levels that each item keeps (quantizer dropout); all when None.
+        quantize: False passes the quantizer by, for the first part of a training.
+        """
+        config, batch = self.config, len(wav)
+        padded = F.pad(wav, (0, config.lookahead * config.hop_length))
+        z, _ = self.encoder(padded, self.encoder.initial_state(batch))
+        z = z[:, config.lookahead :].float()  # [B, T, D]
+        quantized = None
+        with torch.autocast(wav.device.type, enabled=False):
+            if quantize:
+                if n_q is None:
+                    n_q = torch.full((batch,), config.n_codebooks, device=wav.device)
+                quantized = self.quantizer(z, n_q)
+                z_q, units = quantized.z_q, quantized.units
+            else:
+                z_q, units = self.quantizer.bypass(z)
+        z_q = F.pad(z_q, (0, 0, 0, config.overlap_frames))  # the windows that reach back
+        out, _ = self.decoder(z_q, self.decoder.initial_state(batch))
+        return Output(out[:, :, config.overlap_frames * config.hop_length :], units, quantized)
+
+    @torch.no_grad()
+    def latent(self, wav: Tensor) -> Tensor:
+        """The latent [B, T, D] of wav [B, 1, N], N a multiple of hop_length."""
+        padded = F.pad(wav, (0, self.config.lookahead * self.config.hop_length))
+        z, _ = self.encoder(padded, self.encoder.initial_state(len(wav)))
+        return z[:, self.config.lookahead :].float()
+
+    def check_n_q(self, n_q: int | None) -> int:
+        """`n_q`, or all levels when it is None. Raises `ValueError` when it is out of range."""
+        if n_q is None:
+            return self.config.n_codebooks
+        if not 1 <= n_q <= self.config.n_codebooks:
+            raise ValueError(f"n_q must be in 1..{self.config.n_codebooks}, not {n_q}.")
+        return n_q
+
+    def check_range(self, smallest: int, largest: int) -> None:
+        """Raise `ValueError` when codes between these two are not all in the codebooks."""
+        if smallest < 0 or largest >= self.config.codebook_size:
+            wrong = smallest if smallest < 0 else largest
+            raise ValueError(
+                f"code {wrong} is out of range; codes are 0..{self.config.codebook_size - 1}."
+            )
+
+    def header(self, n_q: int, n_samples: int) -> Header:
+        """What a token file says of this model and of `n_samples` samples at `n_q` levels."""
+        return Header(
+            model=self.name,
+            fingerprint=self.fingerprint,
+            sample_rate=self.config.sample_rate,
+            hop_length=self.config.hop_length,
+            codebook_size=self.config.codebook_size,
+            n_q=n_q,
+            n_samples=n_samples,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell these weights from any others."""
+        tensors = self.state_dict(keep_vars=True)
+        # Hashing 40 MB takes a while, so the last answer is kept for as long as no tensor was
+        # replaced or written to since.
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
+        if self._fingerprint is None or self._fingerprint[0] != versions:
+            digest = hashlib.sha256(self.config.to_json().encode())
+            for name in sorted(tensors):
+                digest.update(name.encode())
+                digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+            self._fingerprint = (versions, digest.hexdigest()[:16])
+        return self._fingerprint[1]
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path = "default") -> "AudioVQ":
+        """Load a model, ready to encode and decode, on the CPU.
+
+        name_or_folder: "default" for the model inside the package, or a folder that
+        `save_pretrained` wrote.
+
+        Raises `FileRefused` when there is no such model or its files are damaged.
+        """
+        folder = Path(name_or_folder)
+        if str(name_or_folder) == "default":
+            folder = DEFAULT_FOLDER
+        if not (folder / CONFIG_FILE).is_file():
+            raise FileRefused(
+                f'{name_or_folder} is not a model; give "default" or a folder with {CONFIG_FILE} '
+                f"and {WEIGHTS_FILE}."
+            )
+        return _load(cls, folder)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write `config.json` and `model.safetensors`, exactly the weights in memory."""
+        folder = Path(folder)
+        tensors = dict(self.state_dict())
+        for name, parameter in self.named_parameters():
+            half = parameter.detach().half()
+            if torch.equal(half.float(), parameter):
+                tensors[name] = half  # the same numbers in half the room
+        with atomic_output(folder / WEIGHTS_FILE, overwrite=overwrite) as temporary:
+            safetensors.torch.save_file(tensors, temporary)
+        text = json.dumps({"card": self.card, "config": asdict(self.config)}, indent=2)
+        with atomic_output(folder / CONFIG_FILE, overwrite=overwrite) as temporary:
+            temporary.write_text(text + "\n")
+
+    def round_weights(self) -> "AudioVQ":
+        """Round the network's weights to what float16 can hold, in place, still float32.
+
+        A model rounded so takes half the room and loads as it is in memory. The codebooks stay
+        exact: they are small, and the tokens hang on them.
+        """
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(parameter.half())
+        return self
+
+
+def _load(cls: type[AudioVQ], folder: Path) -> AudioVQ:
+    config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    try:
+        saved = json.loads(config_path.read_text())
+        config = ModelConfig.from_dict(saved["config"])
+        card = dict(saved["card"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FileRefused(f"{config_path} is not the config of a model ({error}).") from error
+    try:
+        tensors = safetensors.torch.load_file(weights_path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FileRefused(f"{weights_path} is missing or damaged ({error}).") from error
+    model = cls(config, card)
+    tensors = {
+        name: tensor.float() if tensor.dtype == torch.float16 else tensor
+        for name, tensor in tensors.items()
+    }
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FileRefused(f"{weights_path} does not fit {config_path}.") from error
+    return model.eval()
