@@ -1,6 +1,6 @@
 """What units are compared with: k-means on MFCC, and the same units in an order without meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -46,11 +46,18 @@ def mfcc(wav: np.ndarray, sample_rate: int = 16_000, frame_rate: float = 50.0) -
     return np.concatenate(stack).T.astype(np.float32)
 
 
-def kmeans_units(features: Sequence[np.ndarray], n_units: int, *, seed: int = 0) -> list[np.ndarray]:
+def kmeans_units(
+    features: Sequence[np.ndarray],
+    n_units: int,
+    *,
+    fit: Sequence[np.ndarray] | None = None,
+    seed: int = 0,
+) -> list[np.ndarray]:
     """Units of features [T, D]: the nearest of `n_units` k-means centroids, int64 [T] each.
 
-    The centroids are fitted to the features themselves, which favours this baseline: a tokenizer
-    is measured on recordings that it was not fitted to.
+    The centroids are fitted to `fit`, features [T, D] too. Without it they are fitted to the very
+    features that become units, which favours this baseline: a tokenizer is measured on
+    recordings that it was not fitted to.
 
     Raises `ValueError` when there are fewer frames than units.
     """
@@ -59,31 +66,33 @@ def kmeans_units(features: Sequence[np.ndarray], n_units: int, *, seed: int = 0)
     except ImportError as error:
         raise FileRefused("k-means needs scikit-learn; pip install 'audiovq[units]'.") from error
     joined = np.concatenate(list(features))
-    if len(joined) < n_units:
-        raise ValueError(f"{len(joined)} frames are too few for {n_units} units; give more audio.")
+    fitted = joined if fit is None else np.concatenate(list(fit))
+    if len(fitted) < n_units:
+        raise ValueError(f"{len(fitted)} frames are too few for {n_units} units; give more audio.")
     clusters = MiniBatchKMeans(
         n_units,
-        init="k-means++",
         n_init=3,
-        batch_size=min(10_000, len(joined)),
+        batch_size=min(10_000, len(fitted)),
         max_iter=100,
         random_state=seed,
-    ).fit(joined)
+    ).fit(fitted)
     units = clusters.predict(joined).astype(np.int64)
     return np.split(units, np.cumsum([len(f) for f in features])[:-1])
 
 
 def mfcc_units(
-    wavs: Sequence[np.ndarray],
+    wavs: Iterable[np.ndarray],
     n_units: int,
     *,
+    fit: Iterable[np.ndarray] | None = None,
     sample_rate: int = 16_000,
     frame_rate: float = 50.0,
     seed: int = 0,
 ) -> list[np.ndarray]:
     """Units [T] of recordings [N] by k-means on their MFCC. See `mfcc` and `kmeans_units`."""
     features = [mfcc(wav, sample_rate, frame_rate) for wav in wavs]
-    return kmeans_units(features, n_units, seed=seed)
+    other = None if fit is None else [mfcc(wav, sample_rate, frame_rate) for wav in fit]
+    return kmeans_units(features, n_units, fit=other, seed=seed)
 
 
 def permuted_units(units: Sequence[np.ndarray], *, seed: int = 0) -> list[np.ndarray]:
