@@ -19,7 +19,7 @@ class ModelConfig:
     """Strides of the encoder's convolutions, from the waveform to the frame rate."""
     channels: tuple[int, ...] = (192, 256, 384)
     """Width after each of those convolutions; the last one is the width of the latent."""
-    encoder_blocks: tuple[int, ...] = (1, 1, 6)
+    encoder_blocks: tuple[int, ...] = (1, 1, 5)
     """Residual blocks after each of those convolutions."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""

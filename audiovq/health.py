@@ -1,0 +1,55 @@
+"""Health of codebooks: how many codes are used, and how evenly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COLLAPSED = 0.125
+"""Active share at which a codebook is called collapsed."""
+HEALTHY = 0.9
+"""Active share from which on a codebook is called healthy."""
+
+
+@dataclass(frozen=True)
+class CodebookHealth:
+    """How one codebook was used over a window of many frames."""
+
+    n_frames: int
+    """Frames counted."""
+    size: int
+    """Codes of the codebook, K."""
+    active: int
+    """Codes used at least once."""
+    entropy: float
+    """Of the codes, in bits; log2 K when all are used equally."""
+
+    @property
+    def perplexity(self) -> float:
+        """2 to the entropy: the number of equally used codes that would be as uncertain."""
+        return float(2**self.entropy)
+
+    @property
+    def active_share(self) -> float:
+        """Share of the codes that were used at all."""
+        return self.active / self.size
+
+    @property
+    def verdict(self) -> str:
+        """The health in a word or two."""
+        if self.n_frames < self.size:
+            return "too few frames to tell"
+        if self.active_share <= COLLAPSED:
+            return "collapsed"
+        return "healthy" if self.active_share >= HEALTHY else "underused"
+
+
+def codebook_health(counts: np.ndarray) -> CodebookHealth:
+    """Health from the number of times that each code was used, [K]."""
+    counts = np.asarray(counts, dtype=np.float64)
+    shares = counts[counts > 0] / max(1.0, counts.sum())
+    return CodebookHealth(
+        n_frames=int(counts.sum()),
+        size=len(counts),
+        active=len(shares),
+        entropy=float(-(shares * np.log2(shares)).sum()) + 0.0,
+    )

@@ -1,0 +1,93 @@
+"""Pictures and pages of an `Evaluation`: the rate-quality plot and the listening page."""
+
+import html
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audiovq.audio import load_audio
+from audiovq.evaluate import ORIGINAL, TABLE, Evaluation, Row, Summary
+from audiovq.files import FileRefused, atomic_output
+from audiovq.metrics import SAMPLE_RATE
+
+
+def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bool = False) -> None:
+    """Draw each measure against the bitrate on disk, one line a codec, with the intervals.
+
+    Raises `FileRefused` when matplotlib is missing or the picture cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    except ImportError as error:
+        raise FileRefused("Pictures need matplotlib: pip install 'audiovq[plot]'.") from error
+    summaries = evaluation.summary()
+    families = list(dict.fromkeys(s.family for s in summaries if s.system != ORIGINAL))
+    colors = dict(zip(families, _COLORS * len(families), strict=False))
+    n_columns = min(4, len(evaluation.metrics))
+    n_rows = -(-len(evaluation.metrics) // n_columns)
+    figure = Figure(figsize=(3.2 * n_columns, 2.7 * n_rows + 0.4), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    rates = [s.bitrate / 1000 for s in summaries if s.bitrate]
+    for name, axes in zip(evaluation.metrics, panels, strict=False):
+        metric = TABLE[name]
+        for family in families:
+            points = [
+                (s.bitrate, mean)
+                for s in summaries
+                if s.family == family and (mean := s.metrics[name]) is not None
+            ]
+            for rate, mean in points:
+                if rate is None:
+                    axes.axhline(mean.mean, color=colors[family], ls=":", label=family)
+            line = sorted((r / 1000, m.mean, m.low, m.high) for r, m in points if r is not None)
+            if line:
+                x, y, low, high = zip(*line, strict=True)
+                axes.plot(x, y, "o-", color=colors[family], ms=4.5, lw=1.8, label=family)
+                if None not in low:
+                    axes.vlines(x, low, high, color=colors[family], lw=1.4, alpha=0.6)
+        for s in summaries:
+            mean = s.metrics[name]
+            if s.system == ORIGINAL and mean is not None:
+                axes.axhline(mean.mean, color="0.45", ls="--", lw=1, label=ORIGINAL)
+        axes.set_title(f"{metric.label} ({metric.unit}), {metric.better} is better", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+        if rates:
+            axes.set_xscale("log")
+            axes.set_xlim(min(rates) * 0.85, max(rates) * 1.18)
+            axes.xaxis.set_major_locator(FixedLocator(_RATE_TICKS))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.set_xlabel("kbit/s on disk", fontsize=8)
+    for axes in panels[len(evaluation.metrics) :]:
+        axes.set_visible(False)
+    labelled: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    figure.legend(
+        list(labelled.values()),
+        list(labelled),
+        loc="outside upper center",
+        ncols=len(labelled),
+        frameon=False,
+        fontsize=9,
+    )
+    with atomic_output(path, overwrite=overwrite) as temporary:
+        try:
+            figure.savefig(temporary, dpi=130)
+        except ValueError as error:
+            raise FileRefused(f"{path} is not a picture that matplotlib writes: {error}") from error
+
+
+_COLORS = ["#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#b45309", "#0e7490"]
+_RATE_TICKS = [0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256]

@@ -1,0 +1,227 @@
+"""Training recipes: TOML files read into typed settings, with clear errors."""
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from audiovq.config import ModelConfig
+from audiovq.files import FileRefused
+
+
+@dataclass(frozen=True)
+class ManifestSettings:
+    """A list of recordings to train on."""
+
+    path: str
+    """lhotse CutSet, `.jsonl` or `.jsonl.gz`."""
+    weight: float = 1.0
+    """How often it is drawn from, in proportion to the other manifests."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What to train on."""
+
+    train: tuple[ManifestSettings, ...] = ()
+    """Manifests of the training set."""
+    validation: str = ""
+    """Manifest of the validation set; none when empty."""
+    validation_clips: int = 8
+    """Recordings of it to use, the first ones."""
+    crop_seconds: float = 1.0
+    """Length of a crop, in s."""
+    batch_size: int = 12
+    """Crops of a step, over all devices."""
+    level_range_db: float = 10.0
+    """Each crop's level is changed by up to this much up or down, in dB."""
+    workers: int = 1
+    """Processes that read crops, for each device."""
+    teacher_folder: str = ""
+    """Folder of teacher features, `<recording id>.npy` [frames, dim]; none when empty."""
+    teacher_dim: int = 128
+    """Width of the teacher's features."""
+    labels_folder: str = ""
+    """Folder of phone labels, `<recording id>.npy` [frames], -1 for none; none when empty."""
+    n_labels: int = 40
+    """Number of phone labels."""
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the losses; 0 leaves a loss out."""
+
+    mel: float = 2.0
+    """Multi-scale mel distance."""
+    waveform: float = 120.0
+    """Mean absolute difference of samples; it aligns phase early."""
+    commitment: float = 0.5
+    """Distance of the latent from its codes, the mean over levels."""
+    adversarial: float = 1.0
+    """Generator's hinge loss, from `train.adversarial_from` on."""
+    feature: float = 4.0
+    """Feature matching, from `train.adversarial_from` on."""
+    teacher: float = 4.0
+    """Distillation: 1 - cosine between a head on the units and the teacher's features."""
+    labels: float = 1.0
+    """Cross-entropy of a phone classifier on the units."""
+    unit_shift: int = 2
+    """Frames by which the units may lag the teacher and the labels, to have heard more."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train."""
+
+    steps: int = 20_000
+    """Steps of the whole run."""
+    autoencoder_steps: int = 3_000
+    """Steps before the quantizer is switched on, with k-means starts of all codebooks."""
+    adversarial_from: int = 10_000
+    """Step from which on the discriminators train too; `steps` or more: never."""
+    adversarial_items: int = 6
+    """Items of a device's batch that the discriminators hear, from the first on."""
+    learning_rate: float = 6e-4
+    """Of AdamW, for the generator."""
+    discriminator_learning_rate: float = 3e-4
+    """Of AdamW, for the discriminators."""
+    warmup_steps: int = 200
+    """Steps over which the learning rates rise from 0."""
+    decay_share: float = 0.3
+    """Share of the run at its end over which the learning rates fall to 0."""
+    clip_norm: float = 5.0
+    """Gradients of the generator are scaled down to this norm."""
+    ema_decay: float = 0.999
+    """Of the moving average of the generator's weights, which validation and export use."""
+    quantizer_dropout: float = 0.5
+    """Share of items that train with fewer levels, 1 to all at random."""
+    precision: str = "bf16-mixed"
+    """Of encoder, decoder and discriminators: "bf16-mixed" or "32-true" (Fabric's names).
+    Quantizer, STFTs and losses are always float32."""
+    accelerator: str = "auto"
+    """"auto", "cpu" or "cuda"."""
+    devices: int = 1
+    """Processes, one for each device."""
+    threads: int = 1
+    """CPU threads of each process."""
+    seed: int = 0
+    """Of the weights, the order of the data and the dropout."""
+    log_every: int = 50
+    """Steps between log lines."""
+    validate_every: int = 2_000
+    """Steps between validations."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints: what a crash can cost."""
+    keep: int = 2
+    """Checkpoints to keep, besides the best one."""
+    initial_model: str = ""
+    """Folder of a model to start from instead of random weights; the run starts quantized."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training: the sections of a recipe file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataSettings = field(default_factory=DataSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    card: dict[str, Any] = field(default_factory=dict)
+    """What the model's card says: name, licence, data, and whatever else."""
+
+    def __post_init__(self) -> None:
+        train, data = self.train, self.data
+        if not data.train:
+            raise ValueError("data.train lists no manifest; name at least one.")
+        for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep", "devices"):
+            if getattr(train, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(train, name)}.")
+        if data.batch_size % train.devices:
+            raise ValueError(
+                f"data.batch_size must be a multiple of train.devices ({train.devices}), "
+                f"not {data.batch_size}."
+            )
+        if train.precision not in ("bf16-mixed", "32-true"):
+            raise ValueError(
+                f'train.precision must be "bf16-mixed" or "32-true", not "{train.precision}".'
+            )
+        if self.crop_frames < 1:
+            raise ValueError(
+                f"data.crop_seconds must be at least one frame, not {data.crop_seconds}."
+            )
+
+    @property
+    def crop_frames(self) -> int:
+        """Frames of a crop."""
+        return round(self.data.crop_seconds * self.model.frame_rate)
+
+
+def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
+    """Read a recipe file; `changes` are settings "section.key=value" that override it.
+
+    Paths in it are relative to the current folder. Raises `FileRefused` for a file that is not a
+    recipe and `ValueError` for a change that is not possible.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise FileRefused(f"{path} is not TOML: {error}.") from error
+    for change in changes or []:
+        _apply(values, change)
+    try:
+        return _build(Recipe, values, "")
+    except ValueError as error:
+        raise FileRefused(f"{path}: {error}") from error
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    """Set "section.key=value" in nested dicts; the value is TOML, or else text."""
+    key, equals, text = change.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not dot:
+        raise ValueError(f'"{change}" is not a setting; write section.key=value.')
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    values.setdefault(section, {})[name] = value
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    """An instance of a settings class from plain values, each checked against its type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a section, not {values!r}.")
+    types = get_type_hints(kind)
+    names = [item.name for item in fields(kind)]
+    arguments = {}
+    for name, value in values.items():
+        full = f"{where}.{name}" if where else name
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"the names are {', '.join(names)}."
+            raise ValueError(f'there is no setting "{full}"; {hint}')
+        arguments[name] = _convert(types[name], value, full)
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{where or 'the recipe'} is incomplete: {error}.") from error
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        return _build(kind, value, where)  # type: ignore[arg-type]
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, not {value!r}.")
+        inner = get_args(kind)[0]
+        return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    wanted = get_origin(kind) or kind
+    if type(value) is not wanted:
+        names = {int: "a whole number", float: "a number", str: "text", dict: "a section"}
+        raise ValueError(f"{where} must be {names.get(wanted, wanted)}, not {value!r}.")
+    return value

@@ -1,0 +1,601 @@
+"""Training: one loop, on Lightning Fabric, from a recipe to a run's folder.
+
+The run goes through three stages. First encoder and decoder learn as an autoencoder, then all
+codebooks start from k-means of the latent and learn along, and last the discriminators join. All
+randomness and the position in the data are functions of the step, so that a run which stops and
+resumes is the run that did not stop.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from audiovq.checkpoint import (
+    BEST,
+    load_checkpoint,
+    load_optimizer_tensors,
+    newest_checkpoint,
+    optimizer_tensors,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from audiovq.config import ModelConfig
+from audiovq.data import NO_LABEL, Corpus, CropDataset, read_crop, read_manifest
+from audiovq.discriminator import (
+    Discriminator,
+    adversarial_loss,
+    discriminator_loss,
+    feature_loss,
+)
+from audiovq.files import FileRefused
+from audiovq.health import COLLAPSED, codebook_health
+from audiovq.losses import MelLoss
+from audiovq.model import AudioVQ
+from audiovq.recipe import Recipe
+
+logger = logging.getLogger("audiovq.train")
+
+START_CROPS = 240
+"""Crops whose latents the k-means starts see."""
+MAX_BAD_STEPS = 5
+"""Steps in a row with losses that are not finite, after which a run stops."""
+VALIDATION_SECONDS = 12.0
+"""Longest part of a validation recording that is used."""
+METRICS_FILE = "metrics.jsonl"
+
+
+class Generator(nn.Module):
+    """The model and the heads that only training needs."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = AudioVQ(recipe.model, dict(recipe.card))
+        dim = recipe.model.codebook_dim
+        self.teacher_head = None
+        if recipe.data.teacher_folder:
+            self.teacher_head = nn.Sequential(
+                nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, recipe.data.teacher_dim)
+            )
+        self.label_head = nn.Linear(dim, recipe.data.n_labels) if recipe.data.labels_folder else None
+
+    def forward(self, wav: Tensor, n_q: Tensor, quantize: bool) -> dict[str, Any]:
+        output = self.model(wav, n_q, quantize=quantize)
+        result: dict[str, Any] = {"wav": output.wav, "units": output.units}
+        if output.quantized is not None:
+            result |= {
+                "codes": output.quantized.codes,
+                "commitment": output.quantized.commitment,
+                "codebook": output.quantized.codebook_loss,
+                "resets": output.quantized.resets,
+            }
+        if self.teacher_head is not None:
+            result["teacher"] = self.teacher_head(output.units)
+        if self.label_head is not None:
+            result["labels"] = self.label_head(output.units)
+        return result
+
+
+@dataclass
+class Window:
+    """What happened since the last log line."""
+
+    losses: dict[str, list[float]]
+    counts: Tensor
+    resets: Tensor
+    started: float
+    waited: float = 0.0
+
+    @classmethod
+    def empty(cls, config: ModelConfig) -> "Window":
+        """A window that starts now."""
+        shape = (config.n_codebooks, config.codebook_size)
+        return cls({}, torch.zeros(shape), torch.zeros(config.n_codebooks), time.perf_counter())
+
+
+def train(recipe: Recipe, out: str | Path, *, resume: bool = False) -> Path:
+    """Run a recipe; checkpoints, logs and samples go to the folder `out`, which is returned.
+
+    resume: go on from the newest checkpoint in `out`, if there is one. Otherwise `out` must not
+    hold a run already.
+
+    Raises `FileRefused` for missing or unreadable data, and for a folder that is in use.
+    """
+    out = Path(out)
+    if newest_checkpoint(out) and not resume:
+        raise FileRefused(f"{out} holds a run already; add --resume or name another folder.")
+    settings = recipe.train
+    ddp = DDPStrategy(
+        broadcast_buffers=False,  # the codebooks keep themselves equal
+        find_unused_parameters=recipe.model.codebook == "gradient",
+    )
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=ddp if settings.devices > 1 else "auto",
+        precision=settings.precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    torch.set_num_threads(settings.threads)
+    Run(recipe, out, fabric).run()
+    return out
+
+
+class Run:
+    """A training under way: everything that a checkpoint holds, and the loop."""
+
+    def __init__(self, recipe: Recipe, out: Path, fabric: Fabric) -> None:
+        self.recipe, self.out, self.fabric = recipe, out, fabric
+        settings = recipe.train
+        torch.manual_seed(settings.seed)
+        self.step = 0
+        self.best = math.inf
+        self.quantize = False
+        generator, discriminator = Generator(recipe), Discriminator()
+        if settings.initial_model:
+            self.quantize = True
+            initial = AudioVQ.from_pretrained(settings.initial_model)
+            generator.model.load_state_dict(initial.state_dict())
+        self.module, self.critic = generator, discriminator
+        self.generator, self.optimizer = fabric.setup(
+            generator, _optimizer(generator, settings.learning_rate)
+        )
+        self.discriminator, self.critic_optimizer = fabric.setup(
+            discriminator, _optimizer(discriminator, settings.discriminator_learning_rate)
+        )
+        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.mel_loss = fabric.to_device(MelLoss(recipe.model.sample_rate))
+        self.dataset = _dataset(recipe)
+        self.validation = _validation_clips(recipe)
+        self.window = Window.empty(recipe.model)
+        self.bad_steps = 0
+        self.writer = self._tensorboard()
+        self._load()
+
+    @property
+    def model(self) -> AudioVQ:
+        """The codec inside the generator."""
+        return self.module.model
+
+    def run(self) -> None:
+        """From the current step to the last one."""
+        settings = self.recipe.train
+        if self.fabric.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2) + "\n")
+        self.generator.train()
+        batches = self._batches()
+        while self.step < settings.steps:
+            if not self.quantize and self.step >= settings.autoencoder_steps:
+                self._start_quantizer()
+            waiting = time.perf_counter()
+            batch = next(batches)
+            self.window.waited += time.perf_counter() - waiting
+            self._train_step(batch)
+            self.step += 1
+            if self.step % settings.log_every == 0:
+                self._log()
+            last = self.step == settings.steps
+            if self.step % settings.validate_every == 0 or last:
+                self._validate()
+            if self.step % settings.checkpoint_every == 0 or last:
+                self._save()
+
+    def _train_step(self, batch: dict[str, Any]) -> None:
+        recipe, step = self.recipe, self.step
+        torch.manual_seed(_step_seed(recipe.train.seed, step))  # the same on every rank
+        factor = _schedule(recipe, step)
+        for optimizer, rate in (
+            (self.optimizer, recipe.train.learning_rate),
+            (self.critic_optimizer, recipe.train.discriminator_learning_rate),
+        ):
+            optimizer.param_groups[0]["lr"] = rate * factor
+        batch = self.fabric.to_device(batch)
+        wav = batch["wav"]
+        output = self.generator(wav, self._levels(len(wav)), self.quantize)
+        losses = {
+            "mel": self.mel_loss(output["wav"], wav),
+            "waveform": F.l1_loss(output["wav"].float(), wav),
+            **self._unit_losses(output, batch),
+        }
+        if self.quantize:
+            losses["commitment"] = output["commitment"].mean()
+        weights = asdict(recipe.loss)
+        if step >= recipe.train.adversarial_from:
+            heard = slice(recipe.train.adversarial_items)
+            losses |= self._adversarial_step(wav[heard], output["wav"][heard])
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+        if self.quantize:
+            total = total + output["codebook"]
+        if not self._finite(total):
+            self._skip(batch, losses)
+            return
+        self.bad_steps = 0
+        self.fabric.backward(total)
+        norm = self.fabric.clip_gradients(
+            self.generator, self.optimizer, max_norm=recipe.train.clip_norm
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._update_ema()
+        self._record(losses | {"gradient_norm": norm}, output)
+
+    def _unit_losses(self, output: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What makes units phoneme-like; unit t is compared with teacher frame t - shift."""
+        shift = self.recipe.loss.unit_shift
+        losses = {}
+        if "teacher" in output:
+            n_frames = output["teacher"].shape[1] - shift
+            distance = 1 - F.cosine_similarity(
+                output["teacher"][:, shift:].float(), batch["teacher"][:, :n_frames], dim=-1
+            )
+            mask = batch["has_teacher"][:, None].float().expand_as(distance)
+            losses["teacher"] = (distance * mask).sum() / mask.sum().clamp(min=1)
+        if "labels" in output:
+            logits = output["labels"][:, shift:].float()
+            labels = batch["labels"][:, : logits.shape[1]]
+            summed = F.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
+            )
+            losses["labels"] = summed / (labels != NO_LABEL).sum().clamp(min=1)
+        return losses
+
+    def _adversarial_step(self, wav: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Train the discriminators, then let them judge the generator's output."""
+        loss = discriminator_loss(self.discriminator(wav), self.discriminator(fake.detach()))
+        if self._finite(loss):
+            self.fabric.backward(loss)
+            self.fabric.clip_gradients(self.discriminator, self.critic_optimizer, max_norm=10.0)
+            self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad()
+        self._note("discriminator", loss)
+        # The module itself, not its wrapper: no gradient of these passes is for the discriminators.
+        self.critic.requires_grad_(False)
+        with self.fabric.autocast():
+            with torch.no_grad():
+                real = self.critic(wav)
+            judged = self.critic(fake)
+        self.critic.requires_grad_(True)
+        return {"adversarial": adversarial_loss(judged), "feature": feature_loss(real, judged)}
+
+    def _levels(self, n_items: int) -> Tensor:
+        """Levels that each item of this rank's batch keeps: quantizer dropout."""
+        settings, n_codebooks = self.recipe.train, self.recipe.model.n_codebooks
+        rng = np.random.default_rng([settings.seed, self.step, self.fabric.global_rank])
+        levels = rng.integers(1, n_codebooks + 1, n_items)
+        levels[rng.random(n_items) >= settings.quantizer_dropout] = n_codebooks
+        return self.fabric.to_device(torch.from_numpy(levels))
+
+    def _start_quantizer(self) -> None:
+        """k-means starts of all codebooks, from crops that the run will not see again."""
+        share = START_CROPS // self.fabric.world_size
+        first = (1 << 40) + share * self.fabric.global_rank
+        torch.manual_seed(_step_seed(self.recipe.train.seed, self.step))
+        latents = []
+        for index in range(first, first + share):
+            wav = self.fabric.to_device(self.dataset[index]["wav"])
+            with self.fabric.autocast():
+                latents.append(self.model.latent(wav[None]))
+        self.model.quantizer.start(torch.cat(latents, dim=1))
+        self.quantize = True
+        self._say("The quantizer is on: every codebook started from k-means.")
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """This rank's batches from the current step to the last one."""
+        per_rank = self.recipe.data.batch_size // self.fabric.world_size
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        indices = [
+            [(step * world + rank) * per_rank + item for item in range(per_rank)]
+            for step in range(self.step, self.recipe.train.steps)
+        ]
+        workers = self.recipe.data.workers
+        loader: DataLoader = DataLoader(
+            self.dataset, batch_sampler=indices, num_workers=workers, collate_fn=_collate
+        )
+        return iter(loader)
+
+    def _update_ema(self) -> None:
+        # Early on, the average is over all steps so far.
+        decay = min(self.recipe.train.ema_decay, (1 + self.step) / (10 + self.step))
+        averages = list(self.ema.values())
+        parameters = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
+
+    def _finite(self, loss: Tensor) -> bool:
+        """Whether a loss is finite on every rank."""
+        good = torch.isfinite(loss.detach()).float()
+        return bool(self.fabric.all_reduce(good, reduce_op="mean") == 1.0)
+
+    def _skip(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
+        bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        self._say(
+            f"ALARM: step {self.step} is skipped: {', '.join(bad) or 'a loss'} is not finite; "
+            f"its recordings are {', '.join(batch['id'])}."
+        )
+        self.optimizer.zero_grad()
+        self.bad_steps += 1
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise FloatingPointError(
+                f"Losses were not finite in {MAX_BAD_STEPS} steps in a row; the last good "
+                f"checkpoint is {newest_checkpoint(self.out)}. Lower train.learning_rate."
+            )
+
+    def _note(self, name: str, value: Tensor) -> None:
+        self.window.losses.setdefault(name, []).append(float(value.detach()))
+
+    def _record(self, losses: dict[str, Tensor], output: dict[str, Any]) -> None:
+        for name, loss in losses.items():
+            self._note(name, loss)
+        if self.quantize:
+            for level, codes in enumerate(output["codes"].unbind(1)):
+                size = self.recipe.model.codebook_size
+                self.window.counts[level] += torch.bincount(codes.flatten().cpu(), minlength=size)
+                self._note(f"commitment_{level}", output["commitment"][level])
+            self.window.resets += output["resets"]
+
+    def _log(self) -> None:
+        recipe, window = self.recipe, self.window
+        self.window = Window.empty(recipe.model)
+        counts = self.fabric.all_reduce(window.counts, reduce_op="sum")
+        elapsed = time.perf_counter() - window.started
+        n_steps = len(window.losses.get("mel", []))
+        seconds = recipe.data.batch_size * recipe.data.crop_seconds * n_steps
+        values: dict[str, Any] = {
+            name: float(np.mean(losses)) for name, losses in window.losses.items()
+        }
+        values |= {
+            "learning_rate": recipe.train.learning_rate * _schedule(recipe, self.step),
+            "audio_seconds_per_second": seconds / elapsed,
+            "data_wait_share": window.waited / elapsed,
+        }
+        health = []
+        if self.quantize:
+            health = [codebook_health(level) for level in counts.cpu().numpy()]
+            values["perplexity"] = [round(level.perplexity, 1) for level in health]
+            values["active"] = [level.active for level in health]
+            values["resets"] = [int(n) for n in window.resets]
+        self._write_metrics(values)
+        left = (recipe.train.steps - self.step) * elapsed / recipe.train.log_every
+        line = " ".join(
+            f"{name} {values[name]:.3f}"
+            for name in ("mel", "waveform", "teacher", "labels", "adversarial", "feature")
+            if name in values
+        )
+        if health:
+            line += " perplexity " + "/".join(f"{level.perplexity:.0f}" for level in health)
+        self._say(
+            f"step {self.step}/{recipe.train.steps} {line} | "
+            f"{values['audio_seconds_per_second']:.1f} s/s, {left / 60:.0f} min left"
+        )
+        for level, state in enumerate(health):
+            if state.active_share <= COLLAPSED and state.n_frames >= 4 * state.size:
+                self._say(
+                    f"ALARM: codebook {level} has collapsed: {state.active} of {state.size} codes "
+                    f"are used."
+                )
+        if values["data_wait_share"] > 0.2:
+            self._say(
+                f"ALARM: {values['data_wait_share']:.0%} of the time goes to waiting for data; "
+                "raise data.workers or put the recordings on a faster disk."
+            )
+        if self.dataset.skipped:  # of this process; workers keep their own
+            self._say(f"{len(self.dataset.skipped)} recordings were skipped.")
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Quality on the validation recordings, with the averaged weights."""
+        if not self.validation or not self.fabric.is_global_zero:
+            return
+        raw = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self._set_weights(self.ema)
+        self.model.eval()
+        n_codebooks = self.recipe.model.n_codebooks
+        levels = sorted({1, 2, n_codebooks // 2, n_codebooks} - {0}) if self.quantize else [0]
+        values: dict[str, float] = {}
+        for n_q in levels:
+            mels, stois = [], []
+            for index, wav in enumerate(self.validation):
+                wav = self.fabric.to_device(wav)
+                decoded = self._reconstruct(wav, n_q)
+                mels.append(float(self.mel_loss(decoded, wav)))
+                stois.append(_stoi(wav, decoded, self.recipe.model.sample_rate))
+                if self.writer is not None and index < 4:
+                    self._write_sample(f"clip {index}/n_q {n_q}", decoded)
+            name = f"n_q_{n_q}" if n_q else "autoencoder"
+            values[f"validation_mel_{name}"] = float(np.mean(mels))
+            if not any(math.isnan(value) for value in stois):
+                values[f"validation_stoi_{name}"] = float(np.mean(stois))
+        self._set_weights(raw)
+        self.model.train()
+        self._write_metrics(values)
+        self._say(
+            f"step {self.step} validation: "
+            + ", ".join(f"{k.removeprefix('validation_')} {v:.3f}" for k, v in values.items())
+        )
+        score = values.get(f"validation_mel_n_q_{n_codebooks}", math.inf)
+        if score < self.best:
+            self.best = score
+            self._write_checkpoint(self.out / BEST)
+
+    def _reconstruct(self, wav: Tensor, n_q: int) -> Tensor:
+        if n_q:
+            return self.model.decode(self.model.encode(wav, n_q))
+        padded = F.pad(wav, (0, -wav.shape[2] % self.recipe.model.hop_length))
+        return self.model(padded, quantize=False).wav[:, :, : wav.shape[2]]
+
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.data.copy_(weights[name])
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            self._write_checkpoint(self.out / f"checkpoint-{self.step:08d}.safetensors")
+            prune_checkpoints(self.out, self.recipe.train.keep)
+        self.fabric.barrier()
+
+    def _write_checkpoint(self, path: Path) -> None:
+        tensors = {f"generator.{name}": p for name, p in self.module.named_parameters()}
+        tensors |= {f"generator.{name}": b for name, b in self.module.named_buffers()}
+        tensors |= {f"discriminator.{n}": p for n, p in self.critic.named_parameters()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
+        tensors |= optimizer_tensors("optimizer", self.optimizer)
+        tensors |= optimizer_tensors("critic_optimizer", self.critic_optimizer)
+        values = {
+            "step": self.step,
+            "best": self.best,
+            "quantize": self.quantize,
+            "config": asdict(self.recipe.model),
+            "card": self.recipe.card,
+        }
+        save_checkpoint(path, tensors, values)
+
+    def _load(self) -> None:
+        path = newest_checkpoint(self.out)
+        if path is None:
+            return
+        tensors, values = load_checkpoint(path)
+        if ModelConfig.from_dict(values["config"]) != self.recipe.model:
+            raise FileRefused(f"{path} is of another model than the recipe's; use another --out.")
+        named = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        wanted = {f"generator.{name}": tensor for name, tensor in named.items()}
+        wanted |= {f"discriminator.{name}": p for name, p in self.critic.named_parameters()}
+        wanted |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
+        for name, tensor in wanted.items():
+            if name not in tensors:
+                raise FileRefused(f"{path} lacks {name}; the recipe's losses have changed.")
+            tensor.data = tensors[name].to(tensor.device)  # the reservoir's size may differ
+        load_optimizer_tensors("optimizer", self.optimizer, tensors)
+        load_optimizer_tensors("critic_optimizer", self.critic_optimizer, tensors)
+        self.step, self.best, self.quantize = values["step"], values["best"], values["quantize"]
+        self._say(f"Resumed from {path} at step {self.step}.")
+
+    def _tensorboard(self) -> Any:
+        if not self.fabric.is_global_zero:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(self.out / "tensorboard")
+
+    def _write_metrics(self, values: dict[str, Any]) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        with (self.out / METRICS_FILE).open("a") as file:
+            file.write(json.dumps({"step": self.step, "time": time.time(), **values}) + "\n")
+        if self.writer is None:
+            return
+        for name, value in values.items():
+            for level, part in enumerate(value if isinstance(value, list) else [value]):
+                tag = f"{name}/{level}" if isinstance(value, list) else name
+                self.writer.add_scalar(tag, part, self.step)
+
+    def _write_sample(self, tag: str, wav: Tensor) -> None:
+        rate = self.recipe.model.sample_rate
+        self.writer.add_audio(tag, wav[0].clamp(-1, 1).cpu(), self.step, sample_rate=rate)
+        spectrogram = self.mel_loss.log_mels(wav)[-2][0].flip(0)  # [bands, frames]
+        low, high = spectrogram.min(), spectrogram.max()
+        self.writer.add_image(tag, ((spectrogram - low) / (high - low))[None].cpu(), self.step)
+
+    def _say(self, line: str) -> None:
+        if self.fabric.is_global_zero:
+            logger.info(line)
+
+
+def export(run: str | Path, folder: str | Path, *, best: bool = True) -> AudioVQ:
+    """Turn a run's checkpoint into a model folder: averaged weights, rounded to float16.
+
+    best: the checkpoint with the best validation when there is one, or else the newest.
+    Raises `FileRefused` when the run has no checkpoint, or its quantizer is not on yet.
+    """
+    run = Path(run)
+    path = run / BEST if best and (run / BEST).is_file() else newest_checkpoint(run)
+    if path is None:
+        raise FileRefused(f"{run} holds no checkpoint; train it first.")
+    tensors, values = load_checkpoint(path)
+    if not values["quantize"]:
+        raise FileRefused(f"{path} is from before the quantizer was on; train on.")
+    model = AudioVQ(ModelConfig.from_dict(values["config"]), values["card"])
+    own = model.state_dict()
+    weights = {name: tensors[f"generator.model.{name}"] for name in own}
+    weights |= {name: tensors[f"ema.{name}"] for name, _ in model.named_parameters()}
+    model.load_state_dict(weights)
+    model.card["steps"] = values["step"]
+    model.round_weights().eval().save_pretrained(folder, overwrite=True)
+    return model
+
+
+def _optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        module.parameters(), lr=learning_rate, betas=(0.8, 0.99), weight_decay=0.01, fused=True
+    )
+
+
+def _schedule(recipe: Recipe, step: int) -> float:
+    """Factor of the learning rates: up at the start, level, down to 0 at the end."""
+    settings = recipe.train
+    n_decay = max(1, round(settings.decay_share * settings.steps))
+    rise = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    return rise * min(1.0, (settings.steps - step) / n_decay)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def _dataset(recipe: Recipe) -> CropDataset:
+    data = recipe.data
+    corpora = [Corpus(read_manifest(manifest.path), manifest.weight) for manifest in data.train]
+    return CropDataset(
+        corpora,
+        sample_rate=recipe.model.sample_rate,
+        hop_length=recipe.model.hop_length,
+        crop_frames=recipe.crop_frames,
+        seed=recipe.train.seed,
+        level_range_db=data.level_range_db,
+        teacher_folder=data.teacher_folder,
+        teacher_dim=data.teacher_dim,
+        labels_folder=data.labels_folder,
+    )
+
+
+def _validation_clips(recipe: Recipe) -> list[Tensor]:
+    """Validation recordings [1, 1, N], cut to `VALIDATION_SECONDS`."""
+    if not recipe.data.validation:
+        return []
+    rate = recipe.model.sample_rate
+    cuts = read_manifest(recipe.data.validation)[: recipe.data.validation_clips]
+    clips = []
+    for cut in cuts:
+        n_samples = int(min(cut["duration"], VALIDATION_SECONDS) * rate)
+        wav = read_crop(cut["path"], round(cut["start"] * rate), n_samples, rate)
+        clips.append(torch.from_numpy(wav)[None, None])
+    return clips
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {
+        name: torch.stack([item[name] for item in items]) for name in items[0] if name != "id"
+    }
+    return batch | {"id": [item["id"] for item in items]}
+
+
+def _stoi(wav: Tensor, decoded: Tensor, sample_rate: int) -> float:
+    """STOI of a decoded recording; NaN when pystoi is not installed."""
+    try:
+        from pystoi import stoi
+    except ImportError:
+        return math.nan
+    return float(stoi(wav.flatten().cpu().numpy(), decoded.flatten().cpu().numpy(), sample_rate))

@@ -1,0 +1,195 @@
+"""Folders of tokens as units: reading them, who speaks, and export for other tools' scorers."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from audiovq.alignments import SILENCE, Interval, find
+from audiovq.codes import TOKEN_SUFFIXES, read_tokens
+from audiovq.files import FileRefused, atomic_output
+from audiovq.segment import expand, read_segments
+from audiovq.units import fill_silence
+
+SEGMENT_SUFFIX = ".tsv"
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a")
+
+
+@dataclass(frozen=True)
+class UnitFiles:
+    """Units of many files by name (the path below the folder, without its suffix)."""
+
+    units: dict[str, np.ndarray]
+    """int64 [T] each."""
+    frame_rate: float
+    """Frames per second, in Hz."""
+    codebook_size: int | None
+    """K, where the files say it (`.avq`)."""
+
+
+def read_units(folder: str | Path, *, level: int = 0, frame_rate: float = 50.0) -> UnitFiles:
+    """Read one level of the codes of every token file in a folder and its subfolders.
+
+    Reads `.npy`, `.avq` and segments (`.tsv`). `frame_rate` is that of files which do not carry
+    one; `.avq` files do. `folder` may be a single file.
+
+    Raises `FileRefused` when there is none, when one is refused, has no such level, or when frame
+    rates differ.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileRefused(f"{folder} does not exist; name a folder of token files.")
+    root = folder if folder.is_dir() else folder.parent
+    paths = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
+    units: dict[str, np.ndarray] = {}
+    rates: set[float] = set()
+    sizes: set[int] = set()
+    for path in paths:
+        suffix = path.suffix.lower()
+        if not path.is_file() or suffix not in (*TOKEN_SUFFIXES, SEGMENT_SUFFIX):
+            continue
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in units:
+            raise FileRefused(f"{path} is there in two formats; keep one of them in the folder.")
+        if suffix == SEGMENT_SUFFIX:
+            units[name] = expand(read_segments(path, frame_rate=frame_rate))
+            rates.add(frame_rate)
+            continue
+        tokens = read_tokens(path)
+        if not 0 <= level < len(tokens.indices):
+            raise FileRefused(
+                f"{path} has levels 0 to {len(tokens.indices) - 1}; there is no level {level}."
+            )
+        units[name] = tokens.indices[level].astype(np.int64)
+        rates.add(tokens.header.frame_rate if tokens.header else frame_rate)
+        if tokens.header:
+            sizes.add(tokens.header.codebook_size)
+    if not units:
+        raise FileRefused(f"{folder} holds no tokens; give .npy, .avq or segment (.tsv) files.")
+    if len(rates) > 1:
+        listed = " and ".join(f"{rate:g}" for rate in sorted(rates))
+        raise FileRefused(f"{folder} mixes files of {listed} frames a second; keep one rate.")
+    return UnitFiles(units, rates.pop(), sizes.pop() if len(sizes) == 1 else None)
+
+
+def find_audio(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Path]:
+    """The audio files of a folder and its subfolders, by name.
+
+    With `names`, those that belong to them (see `alignments.find`), by these names. Raises
+    `FileRefused` when there is none, or when a name has none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileRefused(f"{folder} is no folder; name a folder of recordings.")
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+    }
+    if not found:
+        raise FileRefused(f"{folder} holds no audio; give WAV, FLAC, OGG, Opus or MP3 files.")
+    if names is None:
+        return found
+    names = list(names)
+    matches = find(names, found)
+    missing = [name for name in names if name not in matches]
+    if missing:
+        raise FileRefused(
+            f"{folder} has no recording for {missing[0]} and {len(missing) - 1} more; their names "
+            "must be those of the token files."
+        )
+    return {name: found[match] for name, match in matches.items()}
+
+
+def speakers_by_rule(names: Sequence[str], rule: str) -> list[str]:
+    """The speaker of each file, from its name or from a table.
+
+    - `parent`: the folder that the file is in;
+    - `before:-`: what stands before the first `-` of its last part (LibriSpeech), any text for `-`;
+    - `first:5`: the first 5 characters of its last part;
+    - the path of a tab-separated table, with a header that has `path` and `speaker`, or without
+      one, of those two columns. Paths are matched as `alignments.find` does, suffixes dropped.
+
+    Raises `ValueError` for another rule and `FileRefused` when a file has no speaker.
+    """
+    if rule == "parent":
+        missing = [name for name in names if "/" not in name]
+        if missing:
+            raise FileRefused(f"{missing[0]} is in no subfolder that could name its speaker.")
+        return [name.rsplit("/", 2)[-2] for name in names]
+    if rule.startswith("before:") and len(rule) > len("before:"):
+        return [name.rsplit("/", 1)[-1].split(rule[len("before:") :])[0] for name in names]
+    if re.fullmatch(r"first:[1-9]\d*", rule):
+        return [name.rsplit("/", 1)[-1][: int(rule[len("first:") :])] for name in names]
+    if not Path(rule).is_file():
+        raise ValueError(
+            f"{rule!r} says no speakers; give parent, before:TEXT, first:N, or the path of a "
+            "table (.tsv)."
+        )
+    table = _speaker_table(Path(rule))
+    matches = find(names, table)
+    for name in names:
+        if name not in matches:
+            raise FileRefused(f"{rule} names no speaker for {name}.")
+    return [table[matches[name]] for name in names]
+
+
+def _speaker_table(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileRefused(f"{path} cannot be read as UTF-8 text.") from error
+    rows = list(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    columns = (0, 1)
+    if rows and "path" in rows[0] and "speaker" in rows[0]:
+        columns = rows[0].index("path"), rows[0].index("speaker")
+        rows = rows[1:]
+    table: dict[str, str] = {}
+    for row in rows:
+        if len(row) <= max(columns):
+            raise FileRefused(f"{path} has the line {row}; each has a path, a tab, a speaker.")
+        name = row[columns[0]]
+        table[Path(name).with_suffix("").as_posix()] = row[columns[1]]
+    return table
+
+
+def write_discophon(
+    path: str | Path,
+    units: Mapping[str, np.ndarray],
+    alignments: Mapping[str, Sequence[Interval]],
+    *,
+    frame_rate: float = 50.0,
+    shift: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write units as DiscoPhon's JSONL, and the phones that its scorer wants beside them.
+
+    One object a line, `{"file": ..., "units": [...]}`. The phones go to the same name ending in
+    `.alignment.txt` (returned): `#file onset offset #phone`, without gaps, on a grid of 10 ms.
+    The scorer knows no lag, so the first `shift` units are dropped here and the last phones with
+    them. Blanks in names become `_`.
+    """
+    path = Path(path)
+    phones_path = path.with_suffix(".alignment.txt")
+    lines, rows = [], ["#file onset offset #phone"]
+    for name, unit in units.items():
+        file = re.sub(r"\s", "_", name)
+        known = unit[shift:] if shift >= 0 else np.concatenate([[unit[0]] * -shift, unit])[:shift]
+        if not len(known):
+            continue
+        lines.append(json.dumps({"file": file, "units": [int(u) for u in known]}))
+        end = len(known) / frame_rate
+        centis = round(end * 100)
+        for start, stop, phone in fill_silence(alignments[name], end):
+            first, last = (min(centis, round(time * 100)) for time in (start, stop))
+            if first < last:
+                label = re.sub(r"\s", "_", phone) or SILENCE
+                rows.append(f"{file} {first / 100:.2f} {last / 100:.2f} {label}")
+    for target, text in ((path, lines), (phones_path, rows)):
+        with atomic_output(target, overwrite=overwrite) as temporary:
+            temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return phones_path

@@ -1,0 +1,291 @@
+"""Tables and pictures of an evaluation of units, and one HTML page with all of them.
+
+Pictures are drawn with matplotlib (extra `units`), on figures of their own: no global state.
+"""
+
+import base64
+import html
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audiovq.abx import Abx
+from audiovq.alignments import SILENCE, Interval
+from audiovq.files import FileRefused
+from audiovq.segment import run_lengths
+from audiovq.units import Evaluation, Measure, fill_silence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a measure's name, how it is called and written, and what it says."""
+
+    name: str
+    label: str
+    decimals: int
+    says: str
+
+
+ROWS = (
+    Row("pnmi", "PNMI", 3, "I(phone; unit) / H(phone): 1 is perfect; rises with K by itself"),
+    Row("pnmi_adjusted", "PNMI, corrected", 3, "less what unrelated units seem to tell; 0 is none"),
+    Row("phone_purity", "phone purity", 3, "frames right if a unit is its most frequent phone"),
+    Row("cluster_purity", "cluster purity", 3, "frames right if a phone is its most frequent unit"),
+    Row("phone_entropy", "H(phone), bit", 2, "uncertainty of the phone alone"),
+    Row("phone_given_unit", "H(phone|unit), bit", 2, "what the unit leaves open of the phone"),
+    Row("unit_given_phone", "H(unit|phone), bit", 2, "what else the unit tells: voice, context"),
+    Row("held_out_accuracy", "accuracy, other speakers", 3, "code-to-phone map of other speakers"),
+    Row("held_out_prior", "majority phone", 3, "the same for the most frequent phone alone"),
+    Row("boundary_precision", "boundary precision", 3, "unit changes that are phone changes"),
+    Row("boundary_recall", "boundary recall", 3, "phone changes that are unit changes"),
+    Row("boundary_f1", "boundary F1", 3, "their harmonic mean"),
+    Row("over_segmentation", "over-segmentation", 2, "unit changes beyond one per phone change"),
+    Row("r_value", "R-value", 3, "recall and over-segmentation in one; 1 is perfect"),
+    Row("units_per_second", "units a second", 1, "repeats merged"),
+    Row("bitrate", "bit/s, all frames", 0, "symbols a second times their entropy (ZeroSpeech)"),
+    Row("bitrate_merged", "bit/s, repeats merged", 0, "the same over merged units"),
+)
+"""The measures in the order of the table."""
+
+ABX_ROWS = (
+    Row("within", "ABX error, one speaker", 3, "triphones told apart wrongly; 0.5 is chance"),
+    Row("across", "ABX error, two speakers", 3, "the same with X by another speaker"),
+)
+
+
+def written(measure: Measure, decimals: int) -> str:
+    """A measure as text, with the wider side of its interval: `0.484 ± 0.010`."""
+    spread = max(measure.high - measure.value, measure.value - measure.low)
+    text = f"{measure.value:.{decimals}f}"
+    return f"{text} ± {spread:.{decimals}f}" if spread > 0 else text
+
+
+def table_rows(
+    systems: Mapping[str, Evaluation],
+    *,
+    silence: bool,
+    abx: Mapping[str, Abx] | None = None,
+) -> list[list[str]]:
+    """The table as text: for each measure its label and a cell for each system, "-" for none.
+
+    ABX stands under the measures without silence, since its triphones have none.
+    """
+    rows = []
+    for row in ROWS:
+        cells = []
+        for evaluation in systems.values():
+            scores = evaluation.with_silence if silence else evaluation.without_silence
+            measure = scores.get(row.name)
+            cells.append(written(measure, row.decimals) if measure else "-")
+        if set(cells) != {"-"}:
+            rows.append([row.label, *cells])
+    for row in ABX_ROWS if abx and not silence else ():
+        values = [getattr(abx[name], row.name) if abx and name in abx else None for name in systems]
+        rows.append([row.label, *("-" if v is None else f"{v:.{row.decimals}f}" for v in values)])
+    return rows
+
+
+def described(name: str, evaluation: Evaluation) -> str:
+    """One line on what was measured: K, frames, utterances, speakers, lag."""
+    speakers = f", {evaluation.n_speakers} speakers" if evaluation.n_speakers else ""
+    return (
+        f"{name}: {evaluation.n_units_used} of {evaluation.n_units} units used, "
+        f"{evaluation.n_frames} frames at {evaluation.frame_rate:g} Hz, "
+        f"{evaluation.n_utterances} utterances{speakers}, {evaluation.n_phones} phones with "
+        f"silence, codes {evaluation.shift} frames behind the sound"
+    )
+
+
+def heatmap(evaluation: Evaluation, *, title: str = "") -> "Figure":
+    """P(phone | unit) as a picture: a row for each phone, a column for each unit in use.
+
+    Columns are ordered by their likeliest phone, so that phoneme-like units make a staircase.
+    """
+    figure = _figure(11, 0.6 + 0.17 * max(12, len(evaluation.phones)))
+    used = evaluation.table[:, evaluation.table.any(axis=0)]
+    share = used / used.sum(axis=0)
+    likeliest = share.argmax(axis=0)
+    order = np.lexsort((-share.max(axis=0), likeliest))
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        share[:, order], aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest"
+    )
+    axes.set_yticks(range(len(evaluation.phones)), evaluation.phones, fontsize=7)
+    axes.set_xlabel(f"{used.shape[1]} units in use, ordered by their likeliest phone")
+    axes.set_ylabel("phone")
+    axes.set_title(title, fontsize=10, loc="left")
+    figure.colorbar(image, ax=axes, label="P(phone | unit)", pad=0.01, fraction=0.03)
+    return figure
+
+
+def utterance_picture(
+    wav: np.ndarray,
+    sample_rate: int,
+    alignment: Sequence[Interval],
+    tracks: Mapping[str, np.ndarray],
+    evaluations: Mapping[str, Evaluation],
+    *,
+    seconds: float = 4.0,
+    title: str = "",
+) -> "Figure":
+    """Spectrogram, phones and units of one utterance on one time axis.
+
+    wav: float32 [N]; tracks: units [T] by name, a row each, moved back by the shift of the
+    evaluation of that name. A unit has the colour of its likeliest phone. The picture shows the
+    `seconds` around the middle of the speech. Dotted lines are phone changes.
+    """
+    duration = len(wav) / sample_rate
+    speech = [i for i in alignment if i.phone != SILENCE] or list(alignment)
+    middle = (speech[0].start + speech[-1].end) / 2
+    start = min(max(0.0, middle - seconds / 2), max(0.0, duration - seconds))
+    end = min(duration, start + seconds)
+    figure = _figure(max(6.0, 3.2 * (end - start)), 3.2 + 0.45 * len(tracks))
+    heights = [5.0, 0.7] + [0.7] * len(tracks)
+    rows = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    frequencies, times, level = _spectrogram(wav, sample_rate)
+    rows[0].pcolormesh(times, frequencies / 1000, level, cmap="magma", vmin=-70, vmax=0)
+    rows[0].set_ylabel("kHz")
+    rows[0].set_title(title, fontsize=10, loc="left")
+    filled = fill_silence(alignment, duration)
+    _blocks(rows[1], "phones", [(i, i.phone) for i in filled], (start, end))
+    for axes, (name, units) in zip(rows[2:], tracks.items(), strict=True):
+        evaluation = evaluations[name]
+        likeliest = evaluation.table.argmax(axis=0)
+        blocks = []
+        for unit, first, n in run_lengths(units):
+            at = (first - evaluation.shift) / evaluation.frame_rate
+            block = Interval(at, at + n / evaluation.frame_rate, str(unit))
+            blocks.append((block, evaluation.phones[likeliest[unit]]))
+        _blocks(axes, name, blocks, (start, end))
+    for interval in filled[1:]:
+        rows[0].axvline(interval.start, color="0.8", linewidth=0.6, linestyle=":")
+        for axes in rows[2:]:
+            axes.axvline(interval.start, color="0.25", linewidth=0.9, linestyle=":")
+    rows[-1].set_xlim(start, end)
+    rows[-1].set_xlabel("seconds")
+    return figure
+
+
+def png_bytes(figure: "Figure") -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def report_html(
+    title: str,
+    systems: Mapping[str, Evaluation],
+    *,
+    abx: Mapping[str, Abx] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """One HTML page that stands alone: notes, the tables, and pictures (PNG) by caption."""
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
+        f"<h1>{html.escape(title)}</h1>",
+    ]
+    lines = [*notes, *(described(name, e) for name, e in systems.items())]
+    parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
+    for silence, heading in ((False, "Speech alone"), (True, "With silence as a phone")):
+        parts.append(f"<h2>{heading}</h2>")
+        parts.append(_html_table(systems, table_rows(systems, silence=silence, abx=abx)))
+    parts.append(
+        "<p>± is the wider side of a 95 % bootstrap interval over utterances. Boundaries count "
+        "within 20 ms. On few frames PNMI rises with the number of units by itself: compare at "
+        "the same K, and read the corrected one and the accuracy on other speakers beside it.</p>"
+    )
+    for caption, picture in (pictures or {}).items():
+        data = base64.b64encode(picture).decode()
+        parts.append(
+            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></figure>'
+        )
+    parts.append("<h2>What the measures say</h2><dl>")
+    for row in (*ROWS, *(ABX_ROWS if abx else ())):
+        parts.append(f"<dt>{html.escape(row.label)}</dt><dd>{html.escape(row.says)}</dd>")
+    parts.append("</dl></html>")
+    return "\n".join(parts) + "\n"
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.5rem 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
+img { max-width: 100%; } dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; }
+"""
+
+
+def _html_table(systems: Mapping[str, Evaluation], rows: list[list[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table>{line(['', *systems], 'th')}{body}</table>"
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FileRefused("Pictures need matplotlib; pip install 'audiovq[units]'.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _blocks(
+    axes: "Axes",
+    name: str,
+    blocks: Sequence[tuple[Interval, str]],
+    view: tuple[float, float],
+) -> None:
+    """Blocks in the colour of a phone, with their own label where it has room."""
+    for (start, end, label), phone in blocks:
+        left, right = max(start, view[0]), min(end, view[1])
+        if left >= right:
+            continue
+        axes.axvspan(start, end, color=_colour(phone), linewidth=0)
+        axes.axvline(start, color="white", linewidth=0.8)
+        if right - left > 0.021 * len(label) and label != SILENCE:
+            axes.text((left + right) / 2, 0.5, label, ha="center", va="center", fontsize=7)
+    axes.set_yticks([])
+    axes.set_ylim(0, 1)
+    axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _colour(phone: str) -> Any:
+    """A light colour that a phone has in every picture; grey for silence."""
+    if phone == SILENCE:
+        return "0.93"
+    from matplotlib.colors import hsv_to_rgb
+
+    number = zlib.crc32(phone.encode())
+    return hsv_to_rgb((number % 360 / 360, 0.35 + 0.15 * (number // 360 % 3), 0.95))
+
+
+def _spectrogram(wav: np.ndarray, sample_rate: int) -> tuple[Any, Any, np.ndarray]:
+    """Frequencies in Hz, times in s, and levels in dB below the loudest: windows of 20 ms."""
+    n_fft, hop = sample_rate // 50, sample_rate // 200
+    padded = np.pad(wav, (n_fft // 2, n_fft))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[: len(wav) + 1 : hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1)).T ** 2
+    level = 10 * np.log10(power / max(float(power.max()), 1e-12) + 1e-10)
+    times = np.arange(frames.shape[0]) * hop / sample_rate
+    return np.fft.rfftfreq(n_fft, 1 / sample_rate), times, level
