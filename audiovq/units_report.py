@@ -100,7 +100,7 @@ def described(name: str, evaluation: Evaluation) -> str:
         f"{name}: {evaluation.n_units_used} of {evaluation.n_units} units used, "
         f"{evaluation.n_frames} frames at {evaluation.frame_rate:g} Hz, "
         f"{evaluation.n_utterances} utterances{speakers}, {evaluation.n_phones} phones with "
-        f"silence, codes {evaluation.shift} frames behind the sound"
+        f"silence, shift {evaluation.shift} (frames that the codes lag the sound)"
     )
 
 
@@ -277,7 +277,7 @@ def _colour(phone: str) -> Any:
     from matplotlib.colors import hsv_to_rgb
 
     number = zlib.crc32(phone.encode())
-    return hsv_to_rgb((number % 360 / 360, 0.35 + 0.15 * (number // 360 % 3), 0.95))
+    return hsv_to_rgb((number % 360 / 360, 0.3 + 0.12 * (number // 360 % 3), 0.95))
 
 
 def _spectrogram(wav: np.ndarray, sample_rate: int) -> tuple[Any, Any, np.ndarray]:

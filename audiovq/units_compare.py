@@ -1,0 +1,160 @@
+"""Units and their baselines, measured on the same utterances in one go."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from audiovq.abx import Abx, abx
+from audiovq.alignments import Interval, find
+from audiovq.audio import load_audio
+from audiovq.baselines import mfcc_units, permuted_units
+from audiovq.files import FileRefused
+from audiovq.units import Evaluation, evaluate
+from audiovq.units_files import find_audio, read_units, speakers_by_rule
+
+if TYPE_CHECKING:
+    from audiovq.model import AudioVQ
+
+SAMPLE_RATE = 16_000
+"""The rate in Hz at which MFCC and spectrograms are computed."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems by name, the measured one first, on the utterances of `names`."""
+
+    names: list[str]
+    alignments: dict[str, list[Interval]]
+    units: dict[str, dict[str, np.ndarray]]
+    """Units [T] by system, then by utterance."""
+    evaluations: dict[str, Evaluation]
+    abx: dict[str, Abx]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All measures by system, ready for JSON."""
+        systems = {}
+        for name, evaluation in self.evaluations.items():
+            systems[name] = evaluation.as_dict()
+            if name in self.abx:
+                systems[name]["abx"] = vars(self.abx[name])
+        return systems
+
+
+def compare(
+    units: Mapping[str, np.ndarray],
+    alignments: Mapping[str, list[Interval]],
+    *,
+    name: str = "units",
+    frame_rate: float = 50.0,
+    codebook_size: int | None = None,
+    level: int = 0,
+    speakers: str | None = None,
+    shift: int | Literal["auto"] = "auto",
+    baselines: Sequence[str] = (),
+    audio: str | Path | None = None,
+    fit_audio: str | Path | None = None,
+    with_abx: bool = False,
+) -> Comparison:
+    """Measure units [T] by file, and baselines, against the alignments that belong to them.
+
+    Files without alignment are left out, and so are alignments without file. `speakers` is a
+    rule of `speakers_by_rule`. Baselines:
+
+    - `mfcc`: k-means on MFCC of the recordings in `audio`, with as many units as the codebook
+      has; fitted to the recordings in `fit_audio`, if given, else to the measured ones;
+    - `permuted`: the same units in random order;
+    - `NAME=FOLDER`: other tokens of the same recordings, read by `read_units`.
+
+    `shift` is measured for each system when "auto". A number holds for all but `mfcc`, whose own is
+    always measured. `codebook_size` is by default the largest unit plus one.
+
+    Raises `FileRefused` or `ValueError` when files do not belong together or one is refused.
+    """
+    matches = find(units, alignments)
+    if not matches:
+        raise FileRefused(
+            f"none of the {len(units)} token files has an alignment of its name; the first are "
+            f"{next(iter(units))!r} and {next(iter(alignments))!r}."
+        )
+    names = sorted(matches)
+    if codebook_size is None:
+        codebook_size = max(int(units[n].max()) for n in names) + 1
+    systems: dict[str, tuple[dict[str, np.ndarray], float, int | None]] = {
+        name: ({n: np.asarray(units[n]) for n in names}, frame_rate, codebook_size)
+    }
+    for baseline in baselines:
+        other, equals, folder = baseline.partition("=")
+        if other in systems:
+            raise ValueError(f"two systems are called {other!r}; name them apart.")
+        if equals and other and folder:
+            files = read_units(folder, level=level, frame_rate=frame_rate)
+            where = find(names, files.units)
+            missing = [n for n in names if n not in where]
+            if missing:
+                raise FileRefused(f"{folder} has no tokens for {missing[0]}.")
+            found = {n: files.units[where[n]] for n in names}
+            systems[other] = (found, files.frame_rate, files.codebook_size)
+        elif baseline == "permuted":
+            found = dict(zip(names, permuted_units([units[n] for n in names]), strict=True))
+            systems[baseline] = (found, frame_rate, codebook_size)
+        elif baseline == "mfcc":
+            if audio is None:
+                raise ValueError("the baseline mfcc needs the recordings; name their folder.")
+            paths = find_audio(audio, names)
+            fit = find_audio(fit_audio).values() if fit_audio is not None else None
+            made = mfcc_units(
+                (load_audio(paths[n], SAMPLE_RATE) for n in names),
+                codebook_size,
+                fit=None if fit is None else (load_audio(path, SAMPLE_RATE) for path in fit),
+                sample_rate=SAMPLE_RATE,
+                frame_rate=frame_rate,
+            )
+            systems[baseline] = (dict(zip(names, made, strict=True)), frame_rate, codebook_size)
+        else:
+            raise ValueError(
+                f"{baseline!r} is no baseline; give mfcc, permuted, or NAME=FOLDER of tokens."
+            )
+    aligned = {n: list(alignments[matches[n]]) for n in names}
+    speaker_list = None if speakers is None else speakers_by_rule(names, speakers)
+    if with_abx and speaker_list is None:
+        raise ValueError("ABX needs to know who speaks; say how to tell the speakers.")
+    lag: dict[str, int | Literal["auto"]] = {"mfcc": "auto"}
+    evaluations, errors = {}, {}
+    for system, (found, rate, size) in systems.items():
+        evaluations[system] = evaluate(
+            list(found.values()),
+            list(aligned.values()),
+            frame_rate=rate,
+            speakers=speaker_list,
+            n_units=size,
+            shift=lag[system] if system in lag else shift,
+        )
+        if system == name:  # in random order no lag can be measured
+            lag["permuted"] = evaluations[system].shift
+        if with_abx and speaker_list is not None:
+            errors[system] = abx(
+                list(found.values()),
+                list(aligned.values()),
+                speaker_list,
+                frame_rate=rate,
+                shift=evaluations[system].shift,
+            )
+    return Comparison(
+        names=names,
+        alignments=aligned,
+        units={system: found for system, (found, _, _) in systems.items()},
+        evaluations=evaluations,
+        abx=errors,
+    )
+
+
+def encode_units(model: "AudioVQ", path: str | Path, *, level: int = 0) -> np.ndarray:
+    """One level of a model's codes of a recording: int64 [T]."""
+    import torch
+
+    wav = torch.from_numpy(load_audio(path, model.config.sample_rate))
+    codes = model.encode(wav[None, None].to(model.device), n_q=level + 1)
+    return codes.indices[0, level].cpu().numpy()

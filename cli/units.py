@@ -1,0 +1,296 @@
+"""`audiovq units`: how phoneme-like units are, and units as text."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from audiovq.alignments import TimeUnit, read_alignments
+from audiovq.audio import load_audio
+from audiovq.files import atomic_output, refuse_existing
+from audiovq.segment import to_text
+from audiovq.units_compare import SAMPLE_RATE, Comparison, compare, encode_units
+from audiovq.units_files import find_audio, read_units, write_discophon
+from audiovq.units_report import (
+    described,
+    heatmap,
+    png_bytes,
+    report_html,
+    table_rows,
+    utterance_picture,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+units = typer.Typer(no_args_is_help=True, help="Measure units against phones; write them as text.")
+
+TokensFolder = Annotated[Path, typer.Argument(help="Folder of .npy, .avq or segment files.")]
+AlignmentFolder = Annotated[
+    Path, typer.Option("--alignments", help="Folder of .TextGrid, .phn, .lab or .ctm files.")
+]
+Level = Annotated[int, typer.Option(help="Level of the codes; 0 are the units.")]
+FrameRate = Annotated[
+    float, typer.Option(min=0.001, help="Frames a second of files that do not say it (.npy).")
+]
+Shift = Annotated[str, typer.Option(help="Frames that the codes lag the sound, or auto.")]
+Speakers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE|TSV",
+        help="Who speaks: parent (folder), before:TEXT or first:N (of the name), or a table of "
+        "path and speaker.",
+    ),
+]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline", metavar="mfcc|permuted|NAME=DIR", help="Compare with; may be repeated."
+    ),
+]
+FitAudio = Annotated[
+    Path | None,
+    typer.Option(help="Recordings that mfcc is fitted to, instead of the measured ones."),
+]
+WithAbx = Annotated[bool, typer.Option("--abx", help="Also ABX error rates (fastabx).")]
+Tier = Annotated[str | None, typer.Option(help="TextGrid tier, if it is not called phones.")]
+Times = Annotated[
+    TimeUnit, typer.Option("--times", help="What whole numbers in .phn and .lab files count.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
+
+
+@units.command("evaluate")
+def evaluate_command(
+    tokens: TokensFolder,
+    alignments: AlignmentFolder,
+    level: Level = 0,
+    frame_rate: FrameRate = 50.0,
+    codebook_size: Annotated[
+        int | None, typer.Option(min=1, help="K, where the files do not say it.")
+    ] = None,
+    shift: Shift = "auto",
+    speakers: Speakers = None,
+    baseline: Baselines = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="The recordings, for mfcc and pictures.")
+    ] = None,
+    fit_audio: FitAudio = None,
+    abx: WithAbx = False,
+    tier: Tier = None,
+    times: Times = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    heatmap_to: Annotated[
+        Path | None, typer.Option("--heatmap", help="Picture of phones by units (.png).")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Picture of one utterance (.png); needs --audio.")
+    ] = None,
+    utterance: Annotated[
+        str | None, typer.Option(help="Name of that utterance; the first by default.")
+    ] = None,
+    discophon: Annotated[
+        Path | None, typer.Option(help="Write DiscoPhon's JSONL, and phones beside it.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Measure how phoneme-like the units of token files are.
+
+    Files belong together when their paths below the folders are the same, suffixes aside.
+
+    Example: audiovq units evaluate tokens/ --alignments phones/ --speakers parent
+    --baseline mfcc --baseline permuted --audio wavs/
+    """
+    if picture is not None and audio is None:
+        raise typer.BadParameter("--picture needs the recordings; add --audio DIR.")
+    for path in (heatmap_to, picture, discophon):
+        if path is not None:
+            refuse_existing(path, overwrite=force)
+    files = read_units(tokens, level=level, frame_rate=frame_rate)
+    found = compare(
+        files.units,
+        read_alignments(alignments, tier=tier, unit=times),
+        name=tokens.resolve().stem,
+        frame_rate=files.frame_rate,
+        codebook_size=codebook_size or files.codebook_size,
+        level=level,
+        speakers=speakers,
+        shift=_shift(shift),
+        baselines=baseline or (),
+        audio=audio,
+        fit_audio=fit_audio,
+        with_abx=abx,
+    )
+    if utterance is not None and utterance not in found.names:
+        raise typer.BadParameter(f"--utterance {utterance} is not among the evaluated files.")
+    first = next(iter(found.evaluations))
+    if as_json:
+        print(json.dumps({"tokens": str(tokens), "level": level, "systems": found.as_dict()}))
+    else:
+        _print_tables(found, len(files.units))
+    if heatmap_to is not None:
+        _write_png(heatmap_to, heatmap(found.evaluations[first], title=first), force)
+    if picture is not None and audio is not None:
+        _write_png(picture, _picture(found, audio, utterance or found.names[0]), force)
+    if discophon is not None:
+        phones = write_discophon(
+            discophon,
+            found.units[first],
+            found.alignments,
+            frame_rate=files.frame_rate,
+            shift=found.evaluations[first].shift,
+            overwrite=force,
+        )
+        _say(f"{discophon}: units of {len(found.names)} utterances; {phones}: their phones")
+
+
+@units.command("report")
+def report_command(
+    model: Annotated[str, typer.Argument(help="Name or folder of a model.")],
+    audio: Annotated[Path, typer.Option(help="Folder of recordings.")],
+    alignments: AlignmentFolder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")],
+    level: Level = 0,
+    shift: Shift = "auto",
+    speakers: Speakers = None,
+    baseline: Baselines = None,
+    fit_audio: FitAudio = None,
+    abx: WithAbx = False,
+    tier: Tier = None,
+    times: Times = "auto",
+    pictures: Annotated[int, typer.Option(min=0, help="Utterances to draw.")] = 3,
+    force: Force = False,
+) -> None:
+    """Encode recordings and write one HTML page with tables and pictures of their units.
+
+    Example: audiovq units report default --audio wavs/ --alignments phones/ --speakers parent
+    --baseline mfcc -o report.html
+    """
+    refuse_existing(output, overwrite=force)
+    from audiovq import AudioVQ
+
+    phones = read_alignments(alignments, tier=tier, unit=times)
+    codec = AudioVQ.from_pretrained(model)
+    recordings = find_audio(audio)
+    console = Console(stderr=True)
+    encoded = {
+        name: encode_units(codec, path, level=level)
+        for name, path in track(recordings.items(), "Encoding", console=console, transient=True)
+    }
+    found = compare(
+        encoded,
+        phones,
+        name=codec.name,
+        frame_rate=codec.config.frame_rate,
+        codebook_size=codec.config.codebook_size,
+        level=level,
+        speakers=speakers,
+        shift=_shift(shift),
+        baselines=baseline or (),
+        audio=audio,
+        fit_audio=fit_audio,
+        with_abx=abx,
+    )
+    images = {
+        f"P(phone | unit), {name}": png_bytes(heatmap(evaluation))
+        for name, evaluation in found.evaluations.items()
+        if name != "permuted"
+    }
+    step = max(1, len(found.names) // max(1, pictures))
+    for name in found.names[::step][:pictures]:
+        images[name] = png_bytes(_picture(found, audio, name))
+    page = report_html(
+        f"Units of {codec.name}",
+        found.evaluations,
+        abx=found.abx,
+        pictures=images,
+        notes=[f"Level {level} of the codes. Fingerprint of the weights: {codec.fingerprint}."],
+    )
+    with atomic_output(output, overwrite=force) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    _say(f"{output}: units of {len(found.names)} utterances")
+
+
+@units.command("text")
+def text_command(
+    tokens: TokensFolder,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Text file; stdout by default.")
+    ] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Merge repeats.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="Begin each line with `name|`.")] = False,
+    level: Level = 0,
+    force: Force = False,
+) -> None:
+    """Write units as text, one line an utterance, for language-model training.
+
+    Lines are in the order of the files' names.
+
+    Example: audiovq units text tokens/ --dedup -o units.txt
+    """
+    if output is not None:
+        refuse_existing(output, overwrite=force)
+    lines = [
+        (f"{name}|" if names else "") + to_text(unit, dedup=dedup)
+        for name, unit in sorted(read_units(tokens, level=level).units.items())
+    ]
+    if output is None:
+        sys.stdout.write("\n".join(lines) + "\n")
+        return
+    with atomic_output(output, overwrite=force) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _say(f"{output}: {len(lines)} utterances")
+
+
+def _shift(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--shift is a number of frames or auto, not {text!r}.") from error
+
+
+def _print_tables(found: Comparison, n_files: int) -> None:
+    console = Console()
+    for name, evaluation in found.evaluations.items():
+        console.print(described(name, evaluation), highlight=False, soft_wrap=True)
+    if len(found.names) < n_files:
+        console.print(f"{n_files - len(found.names)} token files have no alignment: left out.")
+    for silence, title in ((False, "Speech alone"), (True, "With silence as a phone")):
+        table = Table(title=title, title_justify="left")
+        table.add_column("measure", no_wrap=True)
+        for name in found.evaluations:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in table_rows(found.evaluations, silence=silence, abx=found.abx):
+            table.add_row(*row)
+        console.print(table)
+
+
+def _picture(found: Comparison, audio: Path, name: str) -> "Figure":
+    """The picture of one utterance, with a row for each system."""
+    (path,) = find_audio(audio, [name]).values()
+    tracks = {system: units[name] for system, units in found.units.items()}
+    return utterance_picture(
+        load_audio(path, SAMPLE_RATE),
+        SAMPLE_RATE,
+        found.alignments[name],
+        tracks,
+        found.evaluations,
+        title=name,
+    )
+
+
+def _write_png(path: Path, figure: "Figure", force: bool) -> None:
+    with atomic_output(path, overwrite=force) as temporary:
+        temporary.write_bytes(png_bytes(figure))
+    _say(f"{path}: picture")
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
