@@ -125,10 +125,14 @@ def read_avq(path: str | Path) -> Tokens:
 
 def read_tokens(path: str | Path) -> Tokens:
     """Read a token file of either kind: the format is told by its first bytes."""
-    data = _read_bytes(path)
+    return unpack_tokens(_read_bytes(path), str(path))
+
+
+def unpack_tokens(data: bytes, name: str = "the stream") -> Tokens:
+    """The contents of a token file of either kind; `name` stands in `FileRefused`'s messages."""
     if data[:3] == MAGIC[:3]:
-        return unpack_avq(data, str(path))
-    return Tokens(_parse_npy(data, path))
+        return unpack_avq(data, name)
+    return Tokens(_parse_npy(data, name))
 
 
 def pack_avq(indices: np.ndarray, header: Header) -> bytes:
