@@ -4,6 +4,7 @@ The crop with index i is a pure function of the seed and i. So the order does no
 number of workers or ranks, and a run resumes by going on with the next index.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,32 @@ MAX_TRIES = 20
 """Unreadable recordings in a row after which the corpus, not the recording, must be at fault."""
 NO_LABEL = -1
 
+_CONTEXT = 800
+"""Samples read on either side of a crop that is resampled: more than soxr's filter reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A stretch of one audio file."""
+
+    id: str
+    path: str
+    start: float
+    """First second of it in the file."""
+    duration: float
+    """In s."""
+
 
 @dataclass(frozen=True)
 class Corpus:
-    """A manifest and how often it is drawn from."""
+    """Recordings and how often they are drawn from."""
 
-    cuts: list[dict[str, Any]]
-    """One dict a recording: id, path, sample_rate, start (s), duration (s)."""
+    cuts: list[Cut]
     weight: float
     """Share of the crops, in proportion to the other corpora."""
 
 
-def read_manifest(path: str | Path) -> list[dict[str, Any]]:
+def read_manifest(path: str | Path) -> list[Cut]:
     """Read a lhotse CutSet (`.jsonl` or `.jsonl.gz`) of single-file recordings.
 
     Raises `FileRefused` when it is missing, not a CutSet, or empty.
@@ -40,37 +55,48 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
 
     path = Path(path)
     if not path.is_file():
-        raise FileRefused(f"{path} does not exist; make it with the recipe's prepare.py.")
+        raise FileRefused(
+            f"{path} does not exist; make it with `audiovq prepare` or the recipe's prepare.py."
+        )
     try:
         cuts = [
-            {
-                "id": cut.id,
-                "path": cut.recording.sources[0].source,
-                "sample_rate": cut.sampling_rate,
-                "start": cut.start,
-                "duration": cut.duration,
-            }
+            Cut(cut.id, _source(cut), cut.start, cut.duration)
             for cut in CutSet.from_jsonl_lazy(path)
         ]
     except Exception as error:  # lhotse raises whatever its parsing meets
-        raise FileRefused(f"{path} is not a lhotse CutSet ({error}).") from error
+        raise FileRefused(f"{path} is not a lhotse CutSet of audio files ({error}).") from error
     if not cuts:
         raise FileRefused(f"{path} lists no recordings.")
     return cuts
 
 
-def read_crop(path: str, start: int, n_samples: int, sample_rate: int) -> np.ndarray:
+def _source(cut: Any) -> str:
+    """The audio file of a lhotse cut."""
+    (source,) = cut.recording.sources
+    if source.type != "file":
+        raise ValueError(f"the audio of {cut.id} is a {source.type}, not a file")
+    return str(source.source)
+
+
+def read_crop(path: str | Path, start: int, n_samples: int, sample_rate: int) -> np.ndarray:
     """Samples start .. start + n_samples of a file, counted at `sample_rate`: float32 [n], mono.
 
-    Past the end there is silence. Only the part asked for is read. Raises `FileRefused`.
+    Past the end there is silence. Only the part asked for is read, and of a file at another rate
+    a little more, so that the crop equals that part of the whole file resampled.
+    Raises `FileRefused`.
     """
     try:
         with soundfile.SoundFile(path) as file:
-            ratio = file.samplerate / sample_rate
-            file.seek(min(round(start * ratio), file.frames))
-            part = file.read(round(n_samples * ratio), dtype="float32", always_2d=True).mean(axis=1)
-            if file.samplerate != sample_rate:
-                part = soxr.resample(part, file.samplerate, sample_rate)
+            if file.samplerate == sample_rate:
+                part = _read(file, start, n_samples)
+            else:
+                # Both rates meet a whole sample every `up` and `down` samples; begin at one.
+                common = math.gcd(file.samplerate, sample_rate)
+                up, down = sample_rate // common, file.samplerate // common
+                begin = max(0, start - _CONTEXT) // up
+                end = -(-(start + n_samples + _CONTEXT) // up)
+                part = _read(file, begin * down, (end - begin) * down)
+                part = soxr.resample(part, file.samplerate, sample_rate)[start - begin * up :]
     except (soundfile.LibsndfileError, OSError) as error:
         raise FileRefused(f"{path} cannot be read ({error}).") from error
     if not np.isfinite(part).all():
@@ -79,13 +105,20 @@ def read_crop(path: str, start: int, n_samples: int, sample_rate: int) -> np.nda
     return np.pad(part, (0, n_samples - len(part)))
 
 
+def _read(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:
+    """Samples start .. start + count of an open file, or fewer at its end, mixed down."""
+    file.seek(min(start, file.frames))
+    return file.read(count, dtype="float32", always_2d=True).mean(axis=1)
+
+
 class CropDataset(Dataset):
-    """Random crops: dict of `wav` float32 [1, N] and what training adds to it.
+    """Random crops: dict of `wav` float32 [1, N], `id`, and what training adds to them.
 
     With `teacher_folder`, `teacher` float32 [T, D] are the features of `<id>.npy` there, one row a
     frame, and `has_teacher` says whether there were any. With `labels_folder`, `labels` int64 [T]
     are those of `<id>.npy`, -1 where there are none.
-    A recording that cannot be read is skipped, noted in `skipped`, and another one drawn.
+    In place of a recording that cannot be read another one is drawn; `skipped` lists the reasons,
+    one sentence for each such recording, so that they reach the process that trains.
     """
 
     def __init__(
@@ -106,7 +139,7 @@ class CropDataset(Dataset):
         if not len(corpora) or (weights <= 0).any():
             raise ValueError("Training needs at least one manifest, each with a weight above 0.")
         self.shares = np.cumsum(weights / weights.sum())
-        self.ends = [np.cumsum([cut["duration"] for cut in corpus.cuts]) for corpus in corpora]
+        self.ends = [np.cumsum([cut.duration for cut in corpus.cuts]) for corpus in corpora]
         self.sample_rate = sample_rate
         self.hop_length = hop_length
         self.crop_frames = crop_frames
@@ -115,44 +148,47 @@ class CropDataset(Dataset):
         self.teacher_folder = teacher_folder
         self.teacher_dim = teacher_dim
         self.labels_folder = labels_folder
-        self.skipped: dict[str, str] = {}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, index])
+        skipped: list[str] = []
         for _ in range(MAX_TRIES):
             cut = self._draw(rng)
             try:
-                return self._crop(cut, rng)
+                return self._crop(cut, rng) | {"skipped": skipped}
             except FileRefused as error:
-                self.skipped[cut["path"]] = str(error)
+                skipped.append(str(error))
         raise FileRefused(
-            f"{MAX_TRIES} recordings in a row could not be read, the last because: "
-            f"{list(self.skipped.values())[-1]}"
+            f"{MAX_TRIES} recordings in a row could not be read, the last because: {skipped[-1]}"
         )
 
-    def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
+    def _draw(self, rng: np.random.Generator) -> Cut:
         """A recording: a corpus by weight, in it a recording by duration."""
         which = min(int(np.searchsorted(self.shares, rng.random())), len(self.shares) - 1)
         ends = self.ends[which]
         return self.corpora[which].cuts[int(np.searchsorted(ends, rng.random() * ends[-1]))]
 
-    def _crop(self, cut: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        n_frames = int(cut["duration"] * self.sample_rate) // self.hop_length
+    def _crop(self, cut: Cut, rng: np.random.Generator) -> dict[str, Any]:
+        cut_samples = round(cut.duration * self.sample_rate)
+        n_frames = cut_samples // self.hop_length
         first = int(rng.integers(max(1, n_frames - self.crop_frames + 1)))
-        start = round(cut["start"] * self.sample_rate) + first * self.hop_length
+        start = round(cut.start * self.sample_rate) + first * self.hop_length
         n_samples = self.crop_frames * self.hop_length
-        wav = read_crop(cut["path"], start, n_samples, self.sample_rate)
+        # What follows a short cut in its file is not part of it.
+        n_read = min(n_samples, cut_samples - first * self.hop_length)
+        wav = read_crop(cut.path, start, n_read, self.sample_rate)
         wav = _change_level(wav, self.level_range_db, rng)
-        item: dict[str, Any] = {"wav": torch.from_numpy(wav)[None], "id": cut["id"]}
+        wav = np.pad(wav, (0, n_samples - n_read))
+        item: dict[str, Any] = {"wav": torch.from_numpy(wav)[None], "id": cut.id}
         if self.teacher_folder:
-            teacher = _read_rows(self.teacher_folder, cut["id"], first, self.crop_frames)
+            teacher = _read_rows(self.teacher_folder, cut.id, first, self.crop_frames)
             has_teacher = teacher is not None
             if teacher is None:
                 teacher = np.zeros((self.crop_frames, self.teacher_dim), dtype=np.float32)
             item["teacher"] = torch.from_numpy(teacher.astype(np.float32))
             item["has_teacher"] = torch.tensor(has_teacher)
         if self.labels_folder:
-            labels = _read_rows(self.labels_folder, cut["id"], first, self.crop_frames)
+            labels = _read_rows(self.labels_folder, cut.id, first, self.crop_frames)
             if labels is None:
                 labels = np.full(self.crop_frames, NO_LABEL)
             item["labels"] = torch.from_numpy(labels.astype(np.int64))
@@ -169,8 +205,13 @@ def _change_level(wav: np.ndarray, range_db: float, rng: np.random.Generator) ->
 def _read_rows(folder: str, name: str, first: int, count: int) -> np.ndarray | None:
     """Rows first .. first + count of `<folder>/<name>.npy`, the last one repeated past the end."""
     path = Path(folder) / f"{name}.npy"
-    if not path.is_file():
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
         return None
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileRefused(f"{path} is not a .npy file, or damaged ({error}).") from error
+    if not len(rows):
+        return None
     index = np.minimum(np.arange(first, first + count), len(rows) - 1)
     return np.asarray(rows[index])

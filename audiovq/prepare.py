@@ -1,0 +1,431 @@
+"""From recordings to training manifests, and a report of what the recordings are like.
+
+Manifests are lhotse CutSets. Every file is read once from end to end, so that what training would
+stumble over is found, listed and left out here.
+"""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+
+from audiovq.files import FileRefused, atomic_output
+
+if TYPE_CHECKING:
+    from lhotse.cut import MonoCut
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
+"""Names of files that `find_recordings` takes for audio."""
+SHORTEST = 0.3
+"""Recordings of fewer seconds are left out."""
+CLIPPED = 0.999
+"""Samples from this magnitude on count as clipped where two or more stand side by side."""
+SILENT_DB = -60.0
+"""Blocks of 20 ms below this level, in dB of full scale, count as silence."""
+VALIDATION_SHARE = 0.02
+LONGEST_VALIDATION = 1.5
+"""A validation split may be larger than what was asked for by this factor."""
+
+_BLOCK_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one recording is like."""
+
+    sample_rate: int
+    """In Hz."""
+    channels: int
+    n_samples: int
+    """Per channel."""
+    peak: float
+    """Greatest magnitude of a sample; 1 is full scale."""
+    clipped: int
+    """Samples that are clipped."""
+    silent: float
+    """Seconds of silence."""
+
+    @property
+    def duration(self) -> float:
+        """In s."""
+        return self.n_samples / self.sample_rate
+
+
+@dataclass
+class Report:
+    """What a corpus is like."""
+
+    recordings: int = 0
+    hours: float = 0.0
+    train_recordings: int = 0
+    train_hours: float = 0.0
+    validation_recordings: int = 0
+    validation_hours: float = 0.0
+    validation_split: str = ""
+    """How the validation set was chosen, in words."""
+    speakers: int = 0
+    """Known ones."""
+    hours_without_speaker: float = 0.0
+    languages: dict[str, float] = field(default_factory=dict)
+    """Hours of each language; "unknown" where none is given."""
+    sample_rates: dict[int, float] = field(default_factory=dict)
+    """Hours at each rate in Hz."""
+    channels: dict[int, int] = field(default_factory=dict)
+    """Recordings with each number of channels."""
+    shortest: float = 0.0
+    """In s; `median` and `longest` likewise."""
+    median: float = 0.0
+    longest: float = 0.0
+    clipped_recordings: int = 0
+    """Recordings of which more than one sample in 10,000 is clipped."""
+    silence: float = 0.0
+    """Share of the time that is silence."""
+    silent_recordings: list[str] = field(default_factory=list)
+    """Recordings that are nothing but silence; they stay in."""
+    too_short: list[str] = field(default_factory=list)
+    """Recordings under `SHORTEST`, left out."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Files that cannot be read, left out, with the reason."""
+
+    def to_json(self) -> str:
+        """All fields as indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+
+def scan_file(path: str | Path) -> Scan:
+    """Read a file from end to end, block by block. Raises `FileRefused` when that fails."""
+    peak, clipped, silent, n_read = 0.0, 0, 0.0, 0
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, channels, n_samples = file.samplerate, file.channels, file.frames
+            window = max(1, rate // 50)
+            while True:
+                block = file.read(
+                    _BLOCK_SECONDS * 50 * window, dtype="float32", always_2d=True
+                )  # [n, channels]
+                if not len(block):
+                    break
+                n_read += len(block)
+                level = np.abs(block)
+                block_peak = float(level.max())
+                if not np.isfinite(block_peak):
+                    raise FileRefused("it holds samples that are not finite")
+                peak = max(peak, block_peak)
+                if block_peak >= CLIPPED:
+                    flat = level >= CLIPPED
+                    pairs = flat[1:] & flat[:-1]
+                    clipped += int(pairs.sum()) + int((pairs & ~np.roll(pairs, 1, 0)).sum())
+                mono = block.mean(axis=1)
+                power = np.add.reduceat(mono * mono, np.arange(0, len(mono), window))
+                silent += (power < window * 10 ** (SILENT_DB / 10)).sum() * window / rate
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise FileRefused(f"libsndfile stopped reading it: {_words(error)}") from error
+    if n_read < n_samples:
+        raise FileRefused(f"it ends after {n_read} of its {n_samples} samples")
+    if not n_read:
+        raise FileRefused("it holds no samples")
+    silent = min(silent, n_read / rate)
+    return Scan(rate, channels, n_read, peak, clipped, silent)
+
+
+def _words(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return str(text).strip().rstrip(".")
+
+
+def find_recordings(
+    folder: str | Path, speaker_from: str | None = None
+) -> "tuple[list[MonoCut], dict[str, str]]":
+    """Every audio file below a folder, as lhotse cuts, and the unreadable ones with their reason.
+
+    speaker_from: "parent" takes the name of a file's folder for its speaker, "prefix" what stands
+    before the first "-" or "_" of its name, None leaves speakers unknown.
+    A cut's id is the file's path in the folder, without its suffix.
+
+    Raises `FileRefused` when the folder is missing or holds no audio.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileRefused(f"{folder} is not a folder; name a folder of audio files.")
+    if speaker_from not in (None, "parent", "prefix"):
+        raise ValueError(f'speaker_from must be "parent" or "prefix", not "{speaker_from}".')
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not paths:
+        raise FileRefused(f"{folder} holds no audio files ({', '.join(SUFFIXES)}).")
+    cuts, unreadable, taken = [], {}, set()
+    for path in paths:
+        name = path.relative_to(folder)
+        cut_id = name.with_suffix("").as_posix()
+        if cut_id in taken:  # a.flac beside a.wav
+            cut_id = name.as_posix()
+        taken.add(cut_id)
+        speaker = None
+        if speaker_from == "parent" and name.parent != Path("."):
+            speaker = name.parent.as_posix()
+        elif speaker_from == "prefix":
+            speaker = path.stem.replace("_", "-").split("-")[0]
+        try:
+            info = soundfile.info(str(path))
+        except (soundfile.LibsndfileError, OSError) as error:
+            unreadable[str(path)] = f"libsndfile cannot open it: {_words(error)}"
+            continue
+        if info.frames < 1:
+            unreadable[str(path)] = "it holds no samples"
+            continue
+        cuts.append(
+            recording_cut(
+                cut_id, path, info.samplerate, info.channels, info.frames, speaker=speaker
+            )
+        )
+    return cuts, unreadable
+
+
+def recording_cut(
+    cut_id: str,
+    path: str | Path,
+    sample_rate: int,
+    channels: int,
+    n_samples: int,
+    *,
+    speaker: str | None = None,
+    language: str | None = None,
+    text: str | None = None,
+) -> "MonoCut":
+    """A whole audio file as a lhotse cut with one supervision."""
+    from lhotse import MonoCut, Recording, SupervisionSegment
+    from lhotse.audio import AudioSource
+
+    duration = n_samples / sample_rate
+    recording = Recording(
+        id=cut_id,
+        sources=[AudioSource("file", list(range(channels)), str(path))],
+        sampling_rate=sample_rate,
+        num_samples=n_samples,
+        duration=duration,
+    )
+    supervision = SupervisionSegment(
+        id=cut_id,
+        recording_id=cut_id,
+        start=0,
+        duration=duration,
+        speaker=speaker,
+        language=language,
+        text=text,
+    )
+    return MonoCut(
+        id=cut_id,
+        start=0,
+        duration=duration,
+        channel=0,
+        recording=recording,
+        supervisions=[supervision],
+    )
+
+
+def manifest_cuts(manifests: dict[str, Any]) -> "list[MonoCut]":
+    """The cuts of what lhotse's `prepare_<corpus>` gives for a part, in the order of their ids."""
+    from lhotse import CutSet
+
+    cuts = CutSet.from_manifests(
+        recordings=manifests["recordings"], supervisions=manifests["supervisions"]
+    )
+    by_id = {}
+    for cut in cuts:
+        cut.id = cut.recording_id
+        by_id[cut.id] = cut
+    return [by_id[name] for name in sorted(by_id)]
+
+
+def prepare(
+    train: "Iterable[MonoCut]",
+    out: str | Path,
+    *,
+    validation: "float | Iterable[MonoCut]" = VALIDATION_SHARE,
+    unreadable: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Scan recordings, split them, and write the manifests and the report to the folder `out`.
+
+    train: cuts to train on. validation: the cuts to validate with, or the share of the hours of
+    `train` to keep for it; see `split_validation`. unreadable: files that were left out before.
+    progress: called with the number of recordings scanned and their total.
+
+    Writes `train.jsonl.gz`, `validation.jsonl.gz` and `report.json`. Raises `FileRefused` when
+    nothing is left to train on.
+    """
+    out = Path(out)
+    train = list(train)
+    given = None if isinstance(validation, float | int) else list(validation)
+    report, scans = _scan_all([*train, *(given or [])], progress)
+    report.unreadable = {**(unreadable or {}), **report.unreadable}
+    train = [cut for cut in train if cut.id in scans]
+    if given is not None:
+        held = [cut for cut in given if cut.id in scans]
+        report.validation_split = "the corpus's own"
+    else:
+        train, held, report.validation_split = split_validation(train, validation)  # type: ignore
+    if not train:
+        raise FileRefused(
+            f"No recording is left to train on: {len(report.unreadable)} cannot be read and "
+            f"{len(report.too_short)} are shorter than {SHORTEST} s."
+        )
+    report.train_recordings, report.validation_recordings = len(train), len(held)
+    report.train_hours, report.validation_hours = _hours(train), _hours(held)
+    write_manifest(train, out / "train.jsonl.gz")
+    # Training validates with the first few: let them be of different speakers.
+    write_manifest(sorted(held, key=lambda cut: _order(cut.id)), out / "validation.jsonl.gz")
+    with atomic_output(out / "report.json", overwrite=True) as temporary:
+        temporary.write_text(report.to_json() + "\n")
+    return report
+
+
+def _scan_all(
+    cuts: "list[MonoCut]", progress: Callable[[int, int], None] | None
+) -> tuple[Report, dict[str, Scan]]:
+    """A report without the split, and the scan of each cut that can be used, by its id."""
+    report, scans = Report(), {}
+
+    def attempt(cut: "MonoCut") -> Scan | str:
+        try:
+            return scan_file(cut.recording.sources[0].source)
+        except FileRefused as error:
+            return str(error)
+
+    # libsndfile and numpy let other threads run.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done, (cut, scan) in enumerate(zip(cuts, pool.map(attempt, cuts), strict=True), 1):
+            path = str(cut.recording.sources[0].source)
+            if progress is not None:
+                progress(done, len(cuts))
+            if isinstance(scan, str):
+                report.unreadable[path] = scan
+            elif scan.duration < SHORTEST:
+                report.too_short.append(path)
+            else:
+                scans[cut.id] = scan
+                if scan.silent >= scan.duration:
+                    report.silent_recordings.append(path)
+    _summarize(report, [cut for cut in cuts if cut.id in scans], scans)
+    return report, scans
+
+
+def _summarize(report: Report, cuts: "list[MonoCut]", scans: dict[str, Scan]) -> None:
+    """Fill in the figures of a report."""
+    languages: dict[str, float] = defaultdict(float)
+    rates: dict[int, float] = defaultdict(float)
+    channels: dict[int, int] = defaultdict(int)
+    speakers = set()
+    for cut in cuts:
+        scan = scans[cut.id]
+        hours = scan.duration / 3600
+        rates[scan.sample_rate] += hours
+        channels[scan.channels] += 1
+        languages[_language(cut) or "unknown"] += hours
+        speaker = _speaker(cut)
+        if speaker is None:
+            report.hours_without_speaker += hours
+        else:
+            speakers.add(speaker)
+        report.clipped_recordings += scan.clipped > 1e-4 * scan.n_samples * scan.channels
+    durations = sorted(scans[cut.id].duration for cut in cuts)
+    if durations:
+        report.shortest, report.longest = durations[0], durations[-1]
+        report.median = durations[len(durations) // 2]
+        report.silence = sum(scans[cut.id].silent for cut in cuts) / sum(durations)
+    report.recordings, report.hours = len(cuts), sum(durations) / 3600
+    report.speakers = len(speakers)
+    report.languages = dict(sorted(languages.items(), key=lambda item: -item[1]))
+    report.sample_rates, report.channels = (
+        dict(sorted(rates.items())),
+        dict(sorted(channels.items())),
+    )
+
+
+def split_validation(
+    cuts: "list[MonoCut]", share: float
+) -> "tuple[list[MonoCut], list[MonoCut], str]":
+    """Keep about `share` of the duration for validation: (train, validation, how in words).
+
+    Where speakers are known, whole speakers are kept, so that validation hears new voices; where
+    that would take much more than the share, or speakers are unknown, recordings are. The order of
+    choice is a hash of the names: the same files give the same split, and new files do not move
+    old ones about.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"The validation share must be at least 0 and below 1, not {share}.")
+    total = sum(cut.duration for cut in cuts)
+    if share == 0 or len(cuts) < 2:
+        return list(cuts), [], "none"
+    groups: dict[str, list[MonoCut]] = defaultdict(list)
+    for cut in cuts:
+        speaker = _speaker(cut)
+        if speaker is not None:
+            groups[speaker].append(cut)
+    held, how = _choose(groups, total, share), "by speaker"
+    if not held or len(groups) < 2:
+        held = _choose({cut.id: [cut] for cut in cuts}, total, share)
+        how = "by recording, because speakers are unknown"
+        if groups:
+            how = "by recording, because there are too few speakers to keep one apart"
+    if not held:  # every recording is longer than the share
+        held, how = [min(cuts, key=lambda cut: cut.duration)], "the shortest recording"
+    names = {cut.id for cut in held}
+    return [cut for cut in cuts if cut.id not in names], held, how
+
+
+def _choose(groups: "dict[str, list[MonoCut]]", total: float, share: float) -> "list[MonoCut]":
+    """Groups in the order of a hash of their names, until they hold the share of the duration."""
+    chosen, duration = [], 0.0
+    for name in sorted(groups, key=_order):
+        more = sum(cut.duration for cut in groups[name])
+        if duration + more <= LONGEST_VALIDATION * share * total:
+            chosen += groups[name]
+            duration += more
+        if duration >= share * total:
+            break
+    return chosen
+
+
+def _order(name: str) -> bytes:
+    """A key that shuffles names, always in the same way."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def write_manifest(cuts: "list[MonoCut]", path: str | Path) -> None:
+    """Write a lhotse CutSet (`.jsonl` or `.jsonl.gz`), whole or not at all."""
+    from lhotse import CutSet
+
+    path = Path(path)
+    suffix = "".join(path.suffixes[-2:])
+    with atomic_output(path, overwrite=True) as temporary:
+        # lhotse knows the format by the whole suffix, of which the temporary name keeps a part.
+        named = temporary.with_name(temporary.name + suffix)
+        try:
+            CutSet.from_cuts(cuts).to_file(named)
+            named.replace(temporary)
+        finally:
+            named.unlink(missing_ok=True)
+
+
+def _hours(cuts: "list[MonoCut]") -> float:
+    return sum(cut.duration for cut in cuts) / 3600
+
+
+def _speaker(cut: "MonoCut") -> str | None:
+    return cut.supervisions[0].speaker if cut.supervisions else None
+
+
+def _language(cut: "MonoCut") -> str | None:
+    return cut.supervisions[0].language if cut.supervisions else None

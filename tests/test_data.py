@@ -1,0 +1,219 @@
+"""Crops: where they start, what they hold, in which order they come."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import DataLoader
+
+from audiovq.audio import load_audio
+from audiovq.data import NO_LABEL, Corpus, CropDataset, Cut, _change_level, read_crop, read_manifest
+from audiovq.files import FileRefused
+from audiovq.prepare import recording_cut, write_manifest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.flac"))
+HOP = 320
+
+
+def dataset(cuts: list[Cut], **settings) -> CropDataset:
+    values = {"sample_rate": 16_000, "hop_length": HOP, "crop_frames": 25, "seed": 3}
+    return CropDataset([Corpus(cuts, 1.0)], **(values | settings))
+
+
+def example_cuts() -> list[Cut]:
+    return [
+        Cut(path.stem, str(path), 0.0, soundfile.info(path).frames / 16_000) for path in EXAMPLES
+    ]
+
+
+def voice(seconds: float, rate: int) -> np.ndarray:
+    """A tone that glides, with some noise: every crop of it differs."""
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(0).normal(size=len(time))
+    return (0.4 * np.sin(2 * np.pi * (200 + 150 * time) * time) + 0.01 * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem[-4:])
+def test_a_crop_of_flac_is_that_part_of_the_whole(path):
+    whole = load_audio(path, 16_000)
+    for start in (0, 1, 320, len(whole) // 2 + 7, len(whole) - 4000):
+        assert np.array_equal(read_crop(str(path), start, 4000, 16_000), whole[start:][:4000])
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype", "rate", "tolerance"),
+    [("OGG", "OPUS", 16_000, 0.02), ("OGG", "OPUS", 48_000, 0.02), ("MP3", None, 16_000, 0.02)],
+)
+def test_a_crop_of_a_coded_file_is_aligned_with_the_whole(
+    tmp_path, container, subtype, rate, tolerance
+):
+    path = tmp_path / f"voice.{container.lower()}"
+    soundfile.write(path, voice(6, rate), rate, subtype, format=container)
+    whole = load_audio(path, 16_000)
+    for start in (320, 16_000, 40_001, 70_400):
+        crop = read_crop(str(path), start, 8000, 16_000)
+        part = whole[start : start + 8000]
+        lags = range(-20, 21)
+        errors = [np.abs(np.roll(crop, lag) - part)[50:-50].mean() for lag in lags]
+        assert lags[int(np.argmin(errors))] == 0
+        assert errors[20] < tolerance
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 24_000, 44_100, 48_000])
+def test_a_resampled_crop_is_that_part_of_the_whole_resampled(tmp_path, rate):
+    path = tmp_path / "voice.wav"
+    soundfile.write(path, voice(3, rate), rate, "FLOAT")
+    whole = load_audio(path, 16_000)
+    for start in (0, 320, 16_003, 40_000):
+        crop = read_crop(str(path), start, 6400, 16_000)
+        assert np.abs(crop - whole[start : start + 6400]).max() < 1e-4
+
+
+def test_channels_are_mixed_and_past_the_end_there_is_silence(tmp_path):
+    left = voice(0.5, 16_000)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, -0.5 * left], 1), 16_000, "FLOAT")
+    crop = read_crop(str(tmp_path / "a.wav"), 4000, 8000, 16_000)
+    assert crop == pytest.approx(np.pad(left[4000:] / 4, (0, 4000)))
+
+
+def test_unreadable_recordings_are_refused(tmp_path):
+    (tmp_path / "no.wav").write_bytes(b"no audio")
+    soundfile.write(tmp_path / "nan.wav", np.full(900, np.nan, np.float32), 16_000, "FLOAT")
+    for name, word in (("no.wav", "read"), ("nan.wav", "finite"), ("absent.wav", "read")):
+        with pytest.raises(FileRefused, match=word):
+            read_crop(str(tmp_path / name), 0, 320, 16_000)
+
+
+def test_order_depends_on_seed_and_index_alone():
+    crops = dataset(example_cuts())
+    indices = [list(range(k, k + 3)) for k in range(0, 24, 3)]
+
+    def order(workers: int, batches: list[list[int]]) -> list[torch.Tensor]:
+        def collate(items):
+            return torch.stack([item["wav"] for item in items])
+
+        return list(
+            DataLoader(crops, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+        )
+
+    alone, shared = order(0, indices), order(2, indices)
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    resumed = order(0, indices[5:])
+    assert all(torch.equal(a, b) for a, b in zip(alone[5:], resumed, strict=True))
+    assert not torch.equal(alone[0], order(0, indices[1:2])[0])
+    assert not torch.equal(dataset(example_cuts(), seed=4)[0]["wav"], crops[0]["wav"])
+
+
+def test_corpora_are_drawn_by_weight_and_recordings_by_duration():
+    long, short = Cut("long", "", 0, 9.0), Cut("short", "", 0, 1.0)
+    crops = CropDataset(
+        [Corpus([long, short], 3.0), Corpus([Cut("other", "", 0, 50.0)], 1.0)],
+        sample_rate=16_000,
+        hop_length=HOP,
+        crop_frames=25,
+        seed=0,
+    )
+    rng = np.random.default_rng(0)
+    drawn = [crops._draw(rng).id for _ in range(4000)]
+    shares = [drawn.count(name) / 4000 for name in ("long", "short", "other")]
+    assert shares == pytest.approx([0.675, 0.075, 0.25], abs=0.02)
+
+
+def test_weights_must_be_positive():
+    with pytest.raises(ValueError, match="weight above 0"):
+        CropDataset(
+            [Corpus(example_cuts(), 0.0)], sample_rate=16_000, hop_length=HOP, crop_frames=1, seed=0
+        )
+
+
+def test_level_changes_but_never_clips():
+    rng = np.random.default_rng(0)
+    for peak in (1e-6, 0.01, 0.3, 0.9, 1.0, 1.7):
+        wav = np.array([0.5, -1.0], np.float32) * peak
+        gains = []
+        for _ in range(200):
+            changed = _change_level(wav, 12.0, rng)
+            assert np.abs(changed).max() <= 1 + 1e-6
+            gains.append(20 * np.log10(changed[1] / wav[1]))
+        assert min(gains) >= -12.01
+        assert max(gains) <= min(12.0, -20 * np.log10(peak)) + 0.01
+        assert max(gains) - min(gains) > 5
+    assert np.array_equal(_change_level(wav / 2, 0.0, rng), wav / 2)
+
+
+def test_unreadable_recordings_are_replaced_and_reach_the_training_process(tmp_path):
+    bad = tmp_path / "bad.flac"
+    bad.write_bytes(b"no audio")
+    cuts = [*example_cuts(), Cut("bad", str(bad), 0.0, 20.0)]
+    loader = DataLoader(
+        dataset(cuts), batch_sampler=[[i] for i in range(12)], num_workers=2, collate_fn=list
+    )
+    items = [item for batch in loader for item in batch]
+    assert "bad" not in {item["id"] for item in items}
+    reasons = {reason for item in items for reason in item["skipped"]}
+    assert len(reasons) == 1
+    assert "bad.flac" in reasons.pop()
+
+
+def test_a_corpus_of_unreadable_recordings_is_refused(tmp_path):
+    with pytest.raises(FileRefused, match="in a row"):
+        dataset([Cut("absent", str(tmp_path / "absent.wav"), 0.0, 1.0)])[0]
+
+
+def test_a_cut_ends_where_it_says(tmp_path):
+    soundfile.write(tmp_path / "a.wav", voice(3, 16_000), 16_000, "FLOAT")
+    wav = dataset([Cut("part", str(tmp_path / "a.wav"), 1.0, 0.2)])[0]["wav"][0].numpy()
+    assert wav[:3200] == pytest.approx(voice(3, 16_000)[16_000:19_200])
+    assert not wav[3200:].any()
+
+
+def test_teacher_and_labels_lie_on_the_frames_of_the_crop(tmp_path):
+    """A recording whose samples, teacher and labels all are the number of their frame."""
+    n_frames = 90
+    frames = np.arange(n_frames)
+    samples = np.repeat(frames / 1000, HOP).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, "FLOAT")
+    np.save(tmp_path / "a.npy", np.stack([frames, -frames], 1).astype(np.float16))
+    (tmp_path / "labels").mkdir()
+    np.save(tmp_path / "labels" / "a.npy", frames.astype(np.int8))
+    cut = Cut("a", str(tmp_path / "a.wav"), 0.0, n_frames * HOP / 16_000)
+    other = Cut("b", str(tmp_path / "a.wav"), 0.0, n_frames * HOP / 16_000)
+    folders = {"teacher_folder": str(tmp_path), "labels_folder": str(tmp_path / "labels")}
+    starts = set()
+    for index in range(8):
+        item = dataset([cut], teacher_dim=2, **folders)[index]
+        number = np.round(item["wav"][0, ::HOP].numpy() * 1000)
+        assert np.array_equal(item["teacher"][:, 0], number)
+        assert np.array_equal(item["labels"], number)
+        assert item["has_teacher"]
+        starts.add(number[0])
+    assert len(starts) > 4
+    without = dataset([other], teacher_dim=2, **folders)[0]
+    assert not without["has_teacher"]
+    assert (without["labels"] == NO_LABEL).all()
+
+
+def test_a_damaged_teacher_file_is_refused(tmp_path):
+    (tmp_path / "a.npy").write_bytes(b"no array")
+    cut = Cut("a", str(EXAMPLES[0]), 0.0, 2.0)
+    with pytest.raises(FileRefused, match=r"a\.npy"):
+        dataset([cut], teacher_dim=2, teacher_folder=str(tmp_path))[0]
+
+
+def test_manifests_are_read(tmp_path):
+    cut = recording_cut("one", EXAMPLES[0], 16_000, 1, 48_000, speaker="s", language="en")
+    write_manifest([cut], tmp_path / "a.jsonl.gz")
+    assert read_manifest(tmp_path / "a.jsonl.gz") == [Cut("one", str(EXAMPLES[0]), 0.0, 3.0)]
+
+
+def test_manifests_that_cannot_be_used_are_refused(tmp_path):
+    with pytest.raises(FileRefused, match="does not exist"):
+        read_manifest(tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(FileRefused):
+        read_manifest(tmp_path / "empty.jsonl")
+    (tmp_path / "foreign.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(FileRefused, match="not a lhotse CutSet"):
+        read_manifest(tmp_path / "foreign.jsonl")
