@@ -161,6 +161,7 @@ class Run:
         self.validation = _validation_clips(recipe)
         self.window = Window.empty(recipe.model)
         self.bad_steps = 0
+        self.skipped: set[str] = set()
         self.writer = self._tensorboard()
         self._load()
 
@@ -183,6 +184,7 @@ class Run:
             waiting = time.perf_counter()
             batch = next(batches)
             self.window.waited += time.perf_counter() - waiting
+            self._note_skipped(batch.pop("skipped"))
             self._train_step(batch)
             self.step += 1
             if self.step % settings.log_every == 0:
@@ -332,6 +334,12 @@ class Run:
                 f"checkpoint is {newest_checkpoint(self.out)}. Lower train.learning_rate."
             )
 
+    def _note_skipped(self, reasons: list[str]) -> None:
+        """List each recording that could not be read once, on the rank that drew it."""
+        for reason in sorted(set(reasons) - self.skipped):
+            logger.warning("Skipped: %s", reason)
+        self.skipped |= set(reasons)
+
     def _note(self, name: str, value: Tensor) -> None:
         self.window.losses.setdefault(name, []).append(float(value.detach()))
 
@@ -390,8 +398,8 @@ class Run:
                 f"ALARM: {values['data_wait_share']:.0%} of the time goes to waiting for data; "
                 "raise data.workers or put the recordings on a faster disk."
             )
-        if self.dataset.skipped:  # of this process; workers keep their own
-            self._say(f"{len(self.dataset.skipped)} recordings were skipped.")
+        if self.skipped:
+            self._say(f"{len(self.skipped)} recordings could not be read and were skipped.")
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -579,17 +587,20 @@ def _validation_clips(recipe: Recipe) -> list[Tensor]:
     cuts = read_manifest(recipe.data.validation)[: recipe.data.validation_clips]
     clips = []
     for cut in cuts:
-        n_samples = int(min(cut["duration"], VALIDATION_SECONDS) * rate)
-        wav = read_crop(cut["path"], round(cut["start"] * rate), n_samples, rate)
+        n_samples = int(min(cut.duration, VALIDATION_SECONDS) * rate)
+        wav = read_crop(cut.path, round(cut.start * rate), n_samples, rate)
         clips.append(torch.from_numpy(wav)[None, None])
     return clips
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
-        name: torch.stack([item[name] for item in items]) for name in items[0] if name != "id"
+        name: torch.stack([item[name] for item in items])
+        for name, value in items[0].items()
+        if isinstance(value, Tensor)
     }
-    return batch | {"id": [item["id"] for item in items]}
+    skipped = [reason for item in items for reason in item["skipped"]]
+    return batch | {"id": [item["id"] for item in items], "skipped": skipped}
 
 
 def _stoi(wav: Tensor, decoded: Tensor, sample_rate: int) -> float:
