@@ -12,6 +12,7 @@ from audiovq.alignments import Interval, find
 from audiovq.audio import load_audio
 from audiovq.baselines import mfcc_units, permuted_units
 from audiovq.files import FileRefused
+from audiovq.segment import code_distances, price_for_rate, segment
 from audiovq.units import Evaluation, evaluate
 from audiovq.units_files import find_audio, read_units, speakers_by_rule
 
@@ -53,6 +54,7 @@ def compare(
     level: int = 0,
     speakers: str | None = None,
     shift: int | Literal["auto"] = "auto",
+    others: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     baselines: Sequence[str] = (),
     audio: str | Path | None = None,
     fit_audio: str | Path | None = None,
@@ -61,7 +63,8 @@ def compare(
     """Measure units [T] by file, and baselines, against the alignments that belong to them.
 
     Files without alignment are left out, and so are alignments without file. `speakers` is a
-    rule of `speakers_by_rule`. Baselines:
+    rule of `speakers_by_rule`. `others` are more units of the same files and codebook, by name of
+    the system. Baselines:
 
     - `mfcc`: k-means on MFCC of the recordings in `audio`, with as many units as the codebook
       has; fitted to the recordings in `fit_audio`, if given, else to the measured ones;
@@ -83,7 +86,8 @@ def compare(
     if codebook_size is None:
         codebook_size = max(int(units[n].max()) for n in names) + 1
     systems: dict[str, tuple[dict[str, np.ndarray], float, int | None]] = {
-        name: ({n: np.asarray(units[n]) for n in names}, frame_rate, codebook_size)
+        system: ({n: np.asarray(found[n]) for n in names}, frame_rate, codebook_size)
+        for system, found in {name: units, **(others or {})}.items()
     }
     for baseline in baselines:
         other, equals, folder = baseline.partition("=")
@@ -156,5 +160,40 @@ def encode_units(model: "AudioVQ", path: str | Path, *, level: int = 0) -> np.nd
     import torch
 
     wav = torch.from_numpy(load_audio(path, model.config.sample_rate))
-    codes = model.encode(wav[None, None].to(model.device), n_q=level + 1)
+    codes = model.encode(wav[None, None], n_q=level + 1)
     return codes.indices[0, level].cpu().numpy()
+
+
+def unit_distances(model: "AudioVQ", path: str | Path) -> np.ndarray:
+    """Squared distances [T, K] of a recording's frames to a model's unit codes, for `segment`.
+
+    The nearest codes are the model's units, but for ties within float32 rounding.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    from audiovq.quantize import SplitQuantizer
+
+    wav = torch.from_numpy(load_audio(path, model.config.sample_rate))
+    wav = pad(wav, (0, -len(wav) % model.config.hop_length))
+    quantizer = model.quantizer
+    units = quantizer.units if isinstance(quantizer, SplitQuantizer) else quantizer
+    with torch.no_grad():
+        z = units.project_in(model.latent(wav[None, None].to(model.device)))[0]
+        table = units.tables()[0]
+    return code_distances(z.cpu().numpy(), table.cpu().numpy())
+
+
+def segment_files(
+    model: "AudioVQ", paths: Mapping[str, Path], units_per_second: float, *, n_fit: int = 40
+) -> dict[str, np.ndarray]:
+    """Segmented units [T] of recordings, at about `units_per_second` (see `segment`).
+
+    The price of a segment is one for all, found on `n_fit` of the recordings, evenly spaced.
+    """
+    rate = model.config.frame_rate
+    some = list(paths.values())[:: max(1, len(paths) // n_fit)][:n_fit]
+    price = price_for_rate(
+        [unit_distances(model, path) for path in some], units_per_second, frame_rate=rate
+    )
+    return {name: segment(unit_distances(model, path), price) for name, path in paths.items()}

@@ -14,7 +14,7 @@ from audiovq.alignments import TimeUnit, read_alignments
 from audiovq.audio import load_audio
 from audiovq.files import atomic_output, refuse_existing
 from audiovq.segment import to_text
-from audiovq.units_compare import SAMPLE_RATE, Comparison, compare, encode_units
+from audiovq.units_compare import SAMPLE_RATE, Comparison, compare, encode_units, segment_files
 from audiovq.units_files import find_audio, read_units, write_discophon
 from audiovq.units_report import (
     described,
@@ -163,6 +163,12 @@ def report_command(
     abx: WithAbx = False,
     tier: Tier = None,
     times: Times = "auto",
+    segment: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, metavar="RATE", help="Also segmented units, about RATE a second (level 0)."
+        ),
+    ] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Utterances to draw.")] = 3,
     force: Force = False,
 ) -> None:
@@ -182,6 +188,9 @@ def report_command(
         name: encode_units(codec, path, level=level)
         for name, path in track(recordings.items(), "Encoding", console=console, transient=True)
     }
+    others = {}
+    if segment is not None:
+        others["segments"] = segment_files(codec, recordings, segment)
     found = compare(
         encoded,
         phones,
@@ -191,6 +200,7 @@ def report_command(
         level=level,
         speakers=speakers,
         shift=_shift(shift),
+        others=others,
         baselines=baseline or (),
         audio=audio,
         fit_audio=fit_audio,

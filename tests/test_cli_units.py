@@ -1,0 +1,204 @@
+"""`audiovq units`: evaluate, report and text, on speech and tokens made up here."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from audiovq import AudioVQ, ModelConfig
+from audiovq.audio import save_audio
+from audiovq.codes import Header, write_avq, write_npy
+from audiovq.files import FileRefused
+from audiovq.segment import run_lengths, write_segments
+from audiovq_cli.units import units
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+PITCH = {"SIL": 0.0, "a": 300.0, "b": 900.0, "c": 1800.0}
+PHONES = list(PITCH)
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two speakers with three utterances each: a tone for each phone, labels, perfect tokens."""
+    root = tmp_path_factory.mktemp("corpus")
+    random = np.random.default_rng(0)
+    for speaker in ("s1", "s2"):
+        for i in range(3):
+            name = f"{speaker}/{speaker}-{i}"
+            labels = [0, *random.integers(1, 4, size=8).tolist(), 0]
+            lengths = random.integers(3, 9, size=10)
+            frames = np.repeat(labels, lengths)
+            tone = np.repeat([PITCH[PHONES[f]] for f in frames], 320)
+            phase = 2 * np.pi * np.cumsum(tone) / 16_000
+            noise = random.normal(size=len(tone)) * 1e-3
+            save_audio(root / f"wav/{name}.wav", (0.2 * np.sin(phase) + noise).astype("f4"), 16_000)
+            ends = np.cumsum(lengths) / 50
+            starts = ends - lengths / 50
+            rows = zip(starts, ends, labels, strict=True)
+            text = "".join(f"{a:.3f} {b:.3f} {PHONES[k]}\n" for a, b, k in rows)
+            (root / f"phn/{speaker}").mkdir(parents=True, exist_ok=True)
+            (root / f"phn/{name}.phn").write_text(text)
+            codes = np.stack([frames * 2, random.integers(0, 8, len(frames))])
+            write_npy(root / f"tokens/{name}.npy", codes)
+            header = Header("m", "f", 16_000, 320, 8, 2, len(tone))
+            write_avq(root / f"avq/{name}.avq", codes, header)
+            write_segments(root / f"segments/{name}.tsv", run_lengths(codes[0]))
+    return root
+
+
+def run(*arguments: object) -> str:
+    """Standard output of the command; its errors are raised."""
+    result = CliRunner().invoke(units, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def systems(corpus: Path, tokens: str, *arguments: object) -> dict:
+    output = run("evaluate", corpus / tokens, "--alignments", corpus / "phn", "--json", *arguments)
+    return json.loads(output)["systems"]
+
+
+@pytest.mark.parametrize("tokens", ["tokens", "avq", "segments"])
+def test_perfect_tokens_of_every_format_score_one(corpus: Path, tokens: str) -> None:
+    found = systems(corpus, tokens, "--speakers", "parent", "--shift", "0")[tokens]
+    for measure in ("pnmi", "phone_purity", "held_out_accuracy"):
+        assert found["with_silence"][measure]["value"] == pytest.approx(1.0)
+        assert found["without_silence"][measure]["value"] == pytest.approx(1.0)
+    # Recall is less: a phone after itself has a boundary that no unit shows.
+    assert found["with_silence"]["boundary_precision"]["value"] == 1.0
+    assert (found["n_utterances"], found["n_speakers"], found["n_phones"]) == (6, 2, 4)
+    assert found["n_units"] == (8 if tokens == "avq" else 7)
+    assert found["shift"] == 0
+
+
+def test_baselines_stand_in_the_same_table(corpus: Path) -> None:
+    arguments = ("--baseline", "mfcc", "--baseline", "permuted", "--baseline")
+    arguments = (*arguments, f"again={corpus / 'segments'}", "--audio", corpus / "wav")
+    found = systems(corpus, "tokens", "--speakers", "before:-", *arguments)
+    assert list(found) == ["tokens", "mfcc", "permuted", "again"]
+    pnmi = {name: system["with_silence"]["pnmi"]["value"] for name, system in found.items()}
+    assert pnmi["tokens"] == pnmi["again"] > pnmi["mfcc"] > 0.5 > pnmi["permuted"]
+    table = run(
+        "evaluate", corpus / "tokens", "--alignments", corpus / "phn", "--baseline", "permuted"
+    )
+    for text in ("Speech alone", "With silence", "PNMI, corrected", "permuted", "6 utterances"):
+        assert text in table
+    assert "other speakers" not in table  # none were named
+
+
+def test_other_levels_and_the_lag(corpus: Path) -> None:
+    other = systems(corpus, "tokens", "--level", "1")["tokens"]
+    assert abs(other["with_silence"]["pnmi_adjusted"]["value"]) < 0.15
+    late = systems(corpus, "tokens", "--shift", "2")["tokens"]
+    assert late["shift"] == 2
+    assert late["with_silence"]["pnmi"]["value"] < 0.95
+
+
+def test_pictures_and_discophon(corpus: Path, tmp_path: Path) -> None:
+    heat, picture, export = (tmp_path / n for n in ("h.png", "p.png", "units-eng-test.jsonl"))
+    common = ("evaluate", corpus / "tokens", "--alignments", corpus / "phn", "--shift", "0")
+    outputs = ("--heatmap", heat, "--picture", picture, "--audio", corpus / "wav")
+    run(*common, *outputs, "--discophon", export, "--utterance", "s2/s2-1")
+    assert heat.read_bytes()[:4] == picture.read_bytes()[:4] == PNG
+    lines = [json.loads(line) for line in export.read_text().splitlines()]
+    assert [line["file"] for line in lines[:2]] == ["s1/s1-0", "s1/s1-1"]
+    assert lines[0]["units"] == np.load(corpus / "tokens/s1/s1-0.npy")[0].tolist()
+    header, *rows = (tmp_path / "units-eng-test.alignment.txt").read_text().splitlines()
+    assert header == "#file onset offset #phone"
+    first = [row.split() for row in rows if row.startswith("s1/s1-0 ")]
+    assert first[0][1] == "0.00"
+    assert all(a[2] == b[1] for a, b in itertools.pairwise(first))  # no gaps
+    assert float(first[-1][2]) == pytest.approx(len(lines[0]["units"]) / 50)
+    with pytest.raises(FileRefused, match="--force"):
+        run(*common, "--heatmap", heat)
+
+
+def test_text_is_a_line_an_utterance(corpus: Path, tmp_path: Path) -> None:
+    lines = run("text", corpus / "tokens", "--names").splitlines()
+    want = np.load(corpus / "tokens/s1/s1-0.npy")[0].tolist()
+    assert lines[0] == "s1/s1-0|" + " ".join(map(str, want))
+    assert len(lines) == 6
+    output = tmp_path / "units.txt"
+    run("text", corpus / "tokens", "--dedup", "-o", output)
+    merged = output.read_text().splitlines()[0].split()
+    assert merged == [str(s.unit) for s in run_lengths(np.array(want))]
+
+
+def test_report_is_one_page(corpus: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        channels=(8, 8, 8),
+        decoder_channels=8,
+        decoder_blocks=1,
+        encoder_blocks=(1, 1, 1),
+        n_codebooks=2,
+        codebook_size=16,
+        codebook_dim=4,
+    )
+    model = AudioVQ(config, {"name": "tiny <model>"})
+    model.quantizer.start(torch.randn(1, 400, 8))
+    model.save_pretrained(tmp_path / "model")
+    page = tmp_path / "report.html"
+    arguments = ("report", tmp_path / "model", "--audio", corpus / "wav", "-o", page)
+    arguments = (*arguments, "--alignments", corpus / "phn", "--speakers", "parent")
+    run(*arguments, "--baseline", "mfcc", "--segment", "10", "--pictures", "1")
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "tiny &lt;model&gt;" in text
+    assert "tiny <model>" not in text
+    assert "accuracy, other speakers" in text
+    assert text.count("data:image/png;base64,") == 4  # three heat maps, one utterance
+    assert "http" not in text  # it stands alone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--speakers", "by ear"), "says no speakers"),
+        (("--baseline", "guess"), "no baseline"),
+        (("--baseline", "mfcc"), "needs the recordings"),
+        (("--abx",), "who speaks"),
+        (("--frame-rate", "100"), "check the frame rate"),
+    ],
+)
+def test_bad_arguments_say_what_is_allowed(corpus: Path, arguments: tuple, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        systems(corpus, "tokens", *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--picture", "x.png"), ("--shift", "late"), ("--utterance", "nobody")]
+)
+def test_bad_options_exit_with_two(corpus: Path, arguments: tuple) -> None:
+    common = ["evaluate", str(corpus / "tokens"), "--alignments", str(corpus / "phn")]
+    result = CliRunner().invoke(units, [*common, *arguments])
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit | typer.BadParameter)
+
+
+def test_files_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileRefused, match="no tokens"):
+        systems(corpus, "phn")
+    with pytest.raises(FileRefused, match="does not exist"):
+        systems(corpus, "nowhere")
+    with pytest.raises(FileRefused, match="no level 5"):
+        systems(corpus, "tokens", "--level", "5")
+    write_npy(tmp_path / "tokens/other.npy", np.zeros((1, 5), dtype=int))
+    with pytest.raises(FileRefused, match="none of the 1 token files"):
+        systems(corpus, str(tmp_path / "tokens"))
+    write_npy(tmp_path / "tokens/s1-0.npy", np.zeros((1, 5), dtype=int))
+    write_avq(
+        tmp_path / "tokens/s1-0.avq",
+        np.zeros((1, 5), dtype=int),
+        Header("m", "f", 16_000, 320, 8, 1, 1600),
+    )
+    with pytest.raises(FileRefused, match="two formats"):
+        systems(corpus, str(tmp_path / "tokens"))

@@ -1,0 +1,107 @@
+"""Speakers by rule, ABX triphones, and units of a model."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audiovq.abx import abx, triphones
+from audiovq.alignments import Interval
+from audiovq.files import FileRefused
+from audiovq.units_files import find_audio, speakers_by_rule, write_discophon
+
+NAMES = ["a/84-12-0", "b/85-13-1"]
+
+
+def test_speakers_come_from_names_or_a_table(tmp_path: Path) -> None:
+    assert speakers_by_rule(NAMES, "parent") == ["a", "b"]
+    assert speakers_by_rule(NAMES, "before:-") == ["84", "85"]
+    assert speakers_by_rule(NAMES, "first:1") == ["8", "8"]
+    table = tmp_path / "speakers.tsv"
+    table.write_text("corpus/a/84-12-0.wav\tann\nb/85-13-1\tbob\n")
+    assert speakers_by_rule(NAMES, str(table)) == ["ann", "bob"]
+    table.write_text("hours\tspeaker\tpath\n1\tann\ta/84-12-0.wav\n2\tbob\tb/85-13-1.wav\n")
+    assert speakers_by_rule(NAMES, str(table)) == ["ann", "bob"]
+
+
+def test_speakers_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "speakers.tsv"
+    table.write_text("a/84-12-0\tann\n")
+    with pytest.raises(FileRefused, match="no speaker for b/85-13-1"):
+        speakers_by_rule(NAMES, str(table))
+    table.write_text("a/84-12-0\n")
+    with pytest.raises(FileRefused, match="a path, a tab, a speaker"):
+        speakers_by_rule(NAMES, str(table))
+    with pytest.raises(FileRefused, match="no subfolder"):
+        speakers_by_rule(["u1"], "parent")
+    for rule in ("first:0", "first:x", "before:", "nothing"):
+        with pytest.raises(ValueError, match="says no speakers"):
+            speakers_by_rule(NAMES, rule)
+
+
+def test_audio_is_found_by_name(tmp_path: Path) -> None:
+    for name in ("a/u1.wav", "b/u2.FLAC", "b/u2.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert sorted(find_audio(tmp_path)) == ["a/u1", "b/u2"]
+    assert find_audio(tmp_path, ["u2"]) == {"u2": tmp_path / "b/u2.FLAC"}
+    with pytest.raises(FileRefused, match="no recording for u3"):
+        find_audio(tmp_path, ["u1", "u3"])
+    with pytest.raises(FileRefused, match="no folder"):
+        find_audio(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("shift", "want"), [(0, [1, 2, 3, 4]), (1, [2, 3, 4]), (-1, [1, 1, 2, 3])])
+def test_discophon_units_are_brought_in_line(tmp_path: Path, shift: int, want: list) -> None:
+    path = tmp_path / "u.jsonl"
+    alignment = {"x y": [Interval(0.014, 0.05, "a")]}
+    phones = write_discophon(path, {"x y": np.array([1, 2, 3, 4])}, alignment, shift=shift)
+    assert path.read_text() == '{"file": "x_y", "units": ' + str(want) + "}\n"
+    rows = phones.read_text().splitlines()[1:]
+    assert rows[:2] == ["x_y 0.00 0.01 SIL", "x_y 0.01 0.05 a"]
+    assert rows[-1].split()[2] == f"{len(want) / 50:.2f}"
+
+
+def test_triphones_are_three_phones_without_silence_or_gap() -> None:
+    alignment = [
+        Interval(0.0, 0.1, "SIL"),
+        Interval(0.1, 0.2, "a"),
+        Interval(0.2, 0.3, "b"),
+        Interval(0.3, 0.4, "c"),
+        Interval(0.4, 0.5, "d"),
+        Interval(0.55, 0.6, "e"),
+    ]
+    rows = triphones([np.zeros(30, dtype=int)], [alignment], ["s"], shift=1)
+    assert rows == [
+        ("u0", "6.000", "21.000", "b", "a", "c", "s"),
+        ("u0", "11.000", "26.000", "c", "b", "d", "s"),
+    ]
+    assert len(triphones([np.zeros(20, dtype=int)], [alignment], ["s"])) == 1  # d ends at 25
+
+
+def test_abx_without_fastabx_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastabx", None)
+    with pytest.raises(FileRefused, match=r"Python 3.12 .* pip install"):
+        abx([], [], [])
+
+
+def test_abx_tells_perfect_units_from_random_ones() -> None:
+    pytest.importorskip("fastabx")
+    random = np.random.default_rng(0)
+    units, alignments = [], []
+    for _ in range(40):
+        phones = random.integers(0, 3, size=20)
+        units.append(np.repeat(phones, 3))
+        alignments.append(
+            [Interval(i * 0.06, i * 0.06 + 0.06, "abc"[p]) for i, p in enumerate(phones)]
+        )
+    speakers = [f"s{i % 2}" for i in range(40)]
+    perfect = abx(units, alignments, speakers)
+    assert perfect.within == perfect.across == 0.0
+    assert perfect.n_triphones == 40 * 18
+    noise = abx([random.integers(0, 50, len(u)) for u in units], alignments, speakers)
+    assert noise.within == pytest.approx(0.5, abs=0.06)
+    assert noise.across == pytest.approx(0.5, abs=0.06)
+    alone = abx(units[:2], alignments[:2], ["s0", "s0"])
+    assert alone.across is None
