@@ -32,6 +32,18 @@ class Abx:
     n_triphones: int
 
 
+def require_fastabx() -> None:
+    """Raise `FileRefused` when fastabx is not there."""
+    try:
+        import fastabx  # noqa: F401
+    except ImportError as error:
+        raise FileRefused(
+            "ABX needs fastabx, which needs Python 3.12 or newer (this is "
+            f"{sys.version_info.major}.{sys.version_info.minor}); there, pip install "
+            "'audiovq[units]'."
+        ) from error
+
+
 def abx(
     units: Sequence[np.ndarray],
     alignments: Sequence[Sequence[Interval]],
@@ -48,14 +60,9 @@ def abx(
 
     Raises `FileRefused` when fastabx is missing; it needs Python 3.12.
     """
-    try:
-        from fastabx import Dataset, Score, Subsampler, Task
-    except ImportError as error:
-        raise FileRefused(
-            "ABX needs fastabx, which needs Python 3.12 or newer (this is "
-            f"{sys.version_info.major}.{sys.version_info.minor}); there, pip install "
-            "'audiovq[units]'."
-        ) from error
+    require_fastabx()
+    from fastabx import Dataset, Score, Subsampler, Task
+
     rows = triphones(units, alignments, speakers, frame_rate=frame_rate, shift=shift)
     if not rows:
         return Abx(None, None, 0)

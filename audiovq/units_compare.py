@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audiovq.abx import Abx, abx
+from audiovq.abx import Abx, abx, require_fastabx
 from audiovq.alignments import Interval, find
 from audiovq.audio import load_audio
 from audiovq.baselines import mfcc_units, permuted_units
@@ -76,6 +76,10 @@ def compare(
 
     Raises `FileRefused` or `ValueError` when files do not belong together or one is refused.
     """
+    if with_abx:
+        if speakers is None:
+            raise ValueError("ABX needs to know who speaks; say how to tell the speakers.")
+        require_fastabx()
     matches = find(units, alignments)
     if not matches:
         raise FileRefused(
@@ -123,8 +127,6 @@ def compare(
             )
     aligned = {n: list(alignments[matches[n]]) for n in names}
     speaker_list = None if speakers is None else speakers_by_rule(names, speakers)
-    if with_abx and speaker_list is None:
-        raise ValueError("ABX needs to know who speaks; say how to tell the speakers.")
     lag: dict[str, int | Literal["auto"]] = {"mfcc": "auto"}
     evaluations, errors = {}, {}
     for system, (found, rate, size) in systems.items():
