@@ -1,8 +1,12 @@
 """Health of codebooks: how many codes are used, and how evenly."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from audiovq.codes import read_tokens
 
 COLLAPSED = 0.125
 """Active share at which a codebook is called collapsed."""
@@ -53,3 +57,26 @@ def codebook_health(counts: np.ndarray) -> CodebookHealth:
         active=len(shares),
         entropy=float(-(shares * np.log2(shares)).sum()) + 0.0,
     )
+
+
+def count_codes(paths: Iterable[str | Path], size: int) -> np.ndarray:
+    """How often each code is used over token files: int64 [n_q, K].
+
+    size: K for files that do not say it (`.npy`). Levels that a file lacks count nothing from it.
+    Raises `FileRefused` for a file that is not tokens, and `ValueError` for codes beyond K.
+    """
+    counts = np.zeros((0, size), dtype=np.int64)
+    for path in paths:
+        tokens = read_tokens(path)
+        if tokens.header is not None and tokens.header.codebook_size != counts.shape[1]:
+            if counts.any():
+                raise ValueError(f"{path} has another codebook_size than the files before it.")
+            counts = np.zeros((0, tokens.header.codebook_size), dtype=np.int64)
+        largest = int(tokens.indices.max())
+        if largest >= counts.shape[1]:
+            raise ValueError(f"{path} holds code {largest}; give the codebooks' --size.")
+        missing = len(tokens.indices) - len(counts)
+        counts = np.pad(counts, ((0, max(0, missing)), (0, 0)))
+        for level, codes in enumerate(tokens.indices):
+            counts[level] += np.bincount(codes, minlength=counts.shape[1])
+    return counts

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiovq.config import ModelConfig
+from audiovq.layers import PackedLinear, can_pack
 
 DECAY = 0.99
 """Of the moving averages, per training step."""
@@ -178,20 +179,25 @@ class ResidualQuantizer(nn.Module):
         """Code vectors of each level, [K, codebook_dim]: derived once, then used for many calls."""
         return [codebook.vectors for codebook in self.codebooks]
 
-    def encode(self, z: Tensor, tables: list[Tensor]) -> Tensor:
-        """Latent [B, T, dim] -> indices [B, n_q, T], n_q = len(tables)."""
+    def encode(self, z: Tensor, searches: "list[Search]") -> Tensor:
+        """Latent [B, T, dim] -> indices [B, n_q, T], n_q = len(searches)."""
         residual = self.project_in(z).flatten(0, 1)  # [B * T, codebook_dim]
         codes = []
-        for table in tables:
-            indices = nearest(residual, table)
-            residual = residual - table[indices]
-            codes.append(indices.view(z.shape[:2]))
-        return torch.stack(codes, dim=1)
+        for level, search in enumerate(searches):
+            indices = search.nearest(residual)
+            if level + 1 < len(searches):
+                residual = residual - F.embedding(indices, search.table)
+            codes.append(indices)
+        return torch.stack(codes).unflatten(1, z.shape[:2]).transpose(0, 1)
 
     def decode(self, codes: Tensor, tables: list[Tensor]) -> Tensor:
         """Indices [B, n_q, T] -> quantized latent [B, T, dim]."""
         vectors = [F.embedding(codes[:, level], tables[level]) for level in range(codes.shape[1])]
         return self.project_out(torch.stack(vectors).sum(dim=0))
+
+    def unit_vectors(self, z: Tensor) -> Tensor:
+        """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""
+        return self.project_in(z)
 
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
@@ -258,12 +264,12 @@ class SplitQuantizer(nn.Module):
         """Code vectors of each level."""
         return self.units.tables() + self.acoustic.tables()
 
-    def encode(self, z: Tensor, tables: list[Tensor]) -> Tensor:
-        """Latent [B, T, dim] -> indices [B, n_q, T], n_q = len(tables)."""
-        codes = self.units.encode(z, tables[:1])
-        if len(tables) == 1:
+    def encode(self, z: Tensor, searches: "list[Search]") -> Tensor:
+        """Latent [B, T, dim] -> indices [B, n_q, T], n_q = len(searches)."""
+        codes = self.units.encode(z, searches[:1])
+        if len(searches) == 1:
             return codes
-        return torch.cat([codes, self.acoustic.encode(z, tables[1:])], dim=1)
+        return torch.cat([codes, self.acoustic.encode(z, searches[1:])], dim=1)
 
     def decode(self, codes: Tensor, tables: list[Tensor]) -> Tensor:
         """Indices [B, n_q, T] -> quantized latent [B, T, dim]."""
@@ -271,6 +277,10 @@ class SplitQuantizer(nn.Module):
         if codes.shape[1] == 1:
             return z_q
         return z_q + self.acoustic.decode(codes[:, 1:], tables[1:])
+
+    def unit_vectors(self, z: Tensor) -> Tensor:
+        """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""
+        return self.units.unit_vectors(z)
 
     def start(self, z: Tensor) -> None:
         """k-means start of every level from z [B, T, dim]."""
@@ -303,6 +313,21 @@ def make_quantizer(config: ModelConfig) -> ResidualQuantizer | SplitQuantizer:
     if config.unit_level == "split":
         return SplitQuantizer(config)
     return ResidualQuantizer(config, config.n_codebooks)
+
+
+class Search:
+    """`nearest` in one table [K, D] for many calls: what depends on the table alone is kept."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table.detach()
+        self._norms = self.table.square().sum(dim=1)
+        self._packed = PackedLinear(-2 * self.table, self._norms) if can_pack(table) else None
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Index [M] of the nearest row for each row of x [M, D], float32."""
+        if self._packed is not None:
+            return self._packed(x).argmin(dim=1)
+        return torch.addmm(self._norms, x, self.table.t(), alpha=-2).argmin(dim=1)
 
 
 def nearest(x: Tensor, table: Tensor) -> Tensor:

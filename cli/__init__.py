@@ -1,0 +1,5 @@
+"""The command line of audiovq."""
+
+from .app import app
+
+__all__ = ["app"]

@@ -1,0 +1,5 @@
+"""`python -m audiovq_cli`."""
+
+from .app import app
+
+app()

@@ -1,0 +1,75 @@
+"""`audiovq codebook`: how the codes of token files are used."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .options import Force, Recursive, plan
+
+
+def codebook(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="TOKENS|DIR...", help="Token files or folders of them.")
+    ],
+    size: Annotated[
+        int, typer.Option(min=1, help="Codes of a codebook, for .npy files that do not say it.")
+    ] = 1024,
+    picture: Annotated[
+        Path | None, typer.Option("--plot", help="Write a picture of the usage, PNG.")
+    ] = None,
+    force: Force = False,
+    recursive: Recursive = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how evenly the codes of each level are used over many token files.
+
+    A codebook of which an eighth or less is used has collapsed; from nine tenths on it is healthy.
+
+    Example: audiovq codebook tokens/ --plot usage.png
+    """
+    from audiovq.health import codebook_health, count_codes
+
+    pairs = plan(
+        sources, None, (".npy", ".avq"), lambda path: path.name, recursive=recursive, what="tokens"
+    )
+    counts = count_codes([source for source, _ in pairs], size)
+    healths = [codebook_health(level) for level in counts]
+    if picture is not None:
+        from audiovq.pictures import draw_usage
+
+        draw_usage(counts, picture, overwrite=force)
+    if as_json:
+        levels = [
+            {
+                "level": level,
+                "frames": health.n_frames,
+                "size": health.size,
+                "active": health.active,
+                "active_share": health.active_share,
+                "perplexity": health.perplexity,
+                "entropy_bits": health.entropy,
+                "verdict": health.verdict,
+            }
+            for level, health in enumerate(healths)
+        ]
+        typer.echo(json.dumps({"files": len(pairs), "levels": levels}))
+        return
+    table = Table(title=f"{len(pairs)} files, {healths[0].n_frames} frames")
+    for column in ("level", "active", "share", "perplexity", "entropy, bits", "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right")
+    for level, health in enumerate(healths):
+        table.add_row(
+            str(level),
+            f"{health.active} of {health.size}",
+            f"{health.active_share:.1%}",
+            f"{health.perplexity:.0f}",
+            f"{health.entropy:.2f}",
+            health.verdict,
+        )
+    Console().print(table)
+    if picture is not None:
+        typer.echo(f"wrote {picture}")

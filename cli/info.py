@@ -1,0 +1,78 @@
+"""`audiovq info`: what a token file or a model is."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .options import Model, load_model
+
+
+def info(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE|MODEL", help='Token file, "default", or model folder.')
+    ] = "default",
+    model: Model = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a token file or a model is.
+
+    Example: audiovq info speech.avq
+    """
+    is_model = source == "default" or Path(source).is_dir()
+    facts = _model_facts(source) if is_model else _token_facts(source, model)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(name.replace("_", " "), text)
+    Console().print(table)
+
+
+def _token_facts(source: str, model: str) -> dict[str, Any]:
+    from audiovq import read_tokens
+
+    tokens = read_tokens(source)
+    levels, frames = tokens.indices.shape
+    facts: dict[str, Any] = {"file": source, "n_q": levels, "frames": frames}
+    if tokens.header is None:
+        codec = load_model(model)
+        return facts | {
+            "duration_s": frames / codec.config.frame_rate,
+            "bitrate": codec.config.bitrate(levels),
+            "model": f"not said in .npy; as {codec.name} has it",
+        }
+    header = tokens.header
+    return facts | {
+        "duration_s": header.n_samples / header.sample_rate,
+        "bitrate": header.bitrate,
+        "model": header.model,
+        "fingerprint": header.fingerprint,
+        "sample_rate": header.sample_rate,
+        "codebook_size": header.codebook_size,
+    }
+
+
+def _model_facts(source: str) -> dict[str, Any]:
+    codec = load_model(source)
+    config, rate = codec.config, codec.config.sample_rate
+    return {
+        "model": codec.name,
+        "fingerprint": codec.fingerprint,
+        "parameters": sum(parameter.numel() for parameter in codec.parameters()),
+        "encoder_parameters": sum(p.numel() for p in codec.encoder.parameters()),
+        "decoder_parameters": sum(p.numel() for p in codec.decoder.parameters()),
+        "sample_rate": rate,
+        "frame_rate": config.frame_rate,
+        "codebooks": config.n_codebooks,
+        "codebook_size": config.codebook_size,
+        "bitrate": config.bitrate(config.n_codebooks),
+        "receptive_field_s": config.receptive_field / rate,
+        "latency_ms": 1000 * config.delay / rate,
+        **{name: value for name, value in codec.card.items() if name != "name"},
+    }
