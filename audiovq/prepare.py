@@ -5,8 +5,10 @@ stumble over is found, listed and left out here.
 """
 
 import hashlib
+import inspect
 import json
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,9 @@ SILENT_DB = -60.0
 VALIDATION_SHARE = 0.02
 LONGEST_VALIDATION = 1.5
 """A validation split may be larger than what was asked for by this factor."""
+
+LISTED = 10
+"""Unreadable files that a summary names."""
 
 _BLOCK_SECONDS = 20
 
@@ -99,6 +104,54 @@ class Report:
         """All fields as indented JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` to a file."""
+        with atomic_output(path, overwrite=True) as temporary:
+            temporary.write_text(self.to_json() + "\n")
+
+    def summary(self) -> str:
+        """The report for people, a line for each matter."""
+        speakers = f"{self.speakers} known"
+        if self.hours_without_speaker:
+            speakers += f", {_time(self.hours_without_speaker)} without a name"
+        shares = {f"{rate} Hz": hours for rate, hours in self.sample_rates.items()}
+        rows = [
+            ("recordings", f"{self.recordings}, {_time(self.hours)}"),
+            (
+                "lengths",
+                f"{self.shortest:.1f} to {self.longest:.1f} s, the median {self.median:.1f} s",
+            ),
+            ("speakers", speakers),
+            ("languages", ", ".join(f"{k} {_time(v)}" for k, v in self.languages.items())),
+            ("sample rates", ", ".join(f"{k} {_time(v)}" for k, v in shares.items())),
+            ("channels", ", ".join(f"{n} with {k}" for k, n in self.channels.items())),
+            ("clipping", f"{self.clipped_recordings} recordings"),
+            (
+                "silence",
+                f"{self.silence:.1%} of the time; {len(self.silent_recordings)} recordings are "
+                "nothing else",
+            ),
+            ("too short", f"{len(self.too_short)} recordings under {SHORTEST} s, left out"),
+            ("unreadable", f"{len(self.unreadable)} files, left out"),
+        ]
+        rows += [("", f"{path}: {reason}") for path, reason in [*self.unreadable.items()][:LISTED]]
+        if len(self.unreadable) > LISTED:
+            rows.append(("", "and more, see the report's file"))
+        if self.validation_split:
+            rows += [
+                ("training", f"{self.train_recordings} recordings, {_time(self.train_hours)}"),
+                (
+                    "validation",
+                    f"{self.validation_recordings} recordings, {_time(self.validation_hours)}, "
+                    f"split: {self.validation_split}",
+                ),
+            ]
+        return "\n".join(f"{name:<13}{text}".rstrip() for name, text in rows)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
 
 def scan_file(path: str | Path) -> Scan:
     """Read a file from end to end, block by block. Raises `FileRefused` when that fails."""
@@ -152,7 +205,7 @@ def find_recordings(
 
     Raises `FileRefused` when the folder is missing or holds no audio.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # so that training may run from anywhere
     if not folder.is_dir():
         raise FileRefused(f"{folder} is not a folder; name a folder of audio files.")
     if speaker_from not in (None, "parent", "prefix"):
@@ -268,14 +321,14 @@ def prepare(
     out = Path(out)
     train = list(train)
     given = None if isinstance(validation, float | int) else list(validation)
-    report, scans = _scan_all([*train, *(given or [])], progress)
-    report.unreadable = {**(unreadable or {}), **report.unreadable}
-    train = [cut for cut in train if cut.id in scans]
+    usable, report = scan_recordings([*train, *(given or [])], unreadable, progress)
     if given is not None:
-        held = [cut for cut in given if cut.id in scans]
+        names = {cut.id for cut in train}
+        train = [cut for cut in usable if cut.id in names]
+        held = [cut for cut in usable if cut.id not in names]
         report.validation_split = "the corpus's own"
     else:
-        train, held, report.validation_split = split_validation(train, validation)  # type: ignore
+        train, held, report.validation_split = split_validation(usable, validation)  # type: ignore
     if not train:
         raise FileRefused(
             f"No recording is left to train on: {len(report.unreadable)} cannot be read and "
@@ -284,18 +337,21 @@ def prepare(
     report.train_recordings, report.validation_recordings = len(train), len(held)
     report.train_hours, report.validation_hours = _hours(train), _hours(held)
     write_manifest(train, out / "train.jsonl.gz")
-    # Training validates with the first few: let them be of different speakers.
-    write_manifest(sorted(held, key=lambda cut: _order(cut.id)), out / "validation.jsonl.gz")
-    with atomic_output(out / "report.json", overwrite=True) as temporary:
-        temporary.write_text(report.to_json() + "\n")
+    write_manifest(shuffled(held), out / "validation.jsonl.gz")
+    report.save(out / "report.json")
     return report
 
 
-def _scan_all(
-    cuts: "list[MonoCut]", progress: Callable[[int, int], None] | None
-) -> tuple[Report, dict[str, Scan]]:
-    """A report without the split, and the scan of each cut that can be used, by its id."""
-    report, scans = Report(), {}
+def scan_recordings(
+    cuts: "list[MonoCut]",
+    unreadable: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> "tuple[list[MonoCut], Report]":
+    """Read all recordings, several at a time: the cuts that can be used, and what they are like.
+
+    unreadable and progress: as for `prepare`.
+    """
+    report, scans = Report(unreadable=dict(unreadable or {})), {}
 
     def attempt(cut: "MonoCut") -> Scan | str:
         try:
@@ -317,8 +373,9 @@ def _scan_all(
                 scans[cut.id] = scan
                 if scan.silent >= scan.duration:
                     report.silent_recordings.append(path)
-    _summarize(report, [cut for cut in cuts if cut.id in scans], scans)
-    return report, scans
+    usable = [cut for cut in cuts if cut.id in scans]
+    _summarize(report, usable, scans)
+    return usable, report
 
 
 def _summarize(report: Report, cuts: "list[MonoCut]", scans: dict[str, Scan]) -> None:
@@ -398,6 +455,14 @@ def _choose(groups: "dict[str, list[MonoCut]]", total: float, share: float) -> "
     return chosen
 
 
+def shuffled(cuts: "list[MonoCut]") -> "list[MonoCut]":
+    """Cuts in an order that does not depend on anything but their ids.
+
+    Training validates with the first few of a manifest: so they are of different speakers.
+    """
+    return sorted(cuts, key=lambda cut: _order(cut.id))
+
+
 def _order(name: str) -> bytes:
     """A key that shuffles names, always in the same way."""
     return hashlib.sha256(name.encode()).digest()
@@ -429,3 +494,20 @@ def _speaker(cut: "MonoCut") -> str | None:
 
 def _language(cut: "MonoCut") -> str | None:
     return cut.supervisions[0].language if cut.supervisions else None
+
+
+def main(prepare_corpus: Callable[[Path, Path], Report]) -> None:
+    """The command line of a recipe's prepare.py: two folders in, the report out."""
+    if len(sys.argv) != 3 or sys.argv[1].startswith("-"):
+        print(inspect.getdoc(prepare_corpus))
+        print(f"\nUsage: python {sys.argv[0]} CORPUS_DIR OUT_DIR")
+        sys.exit(0 if "--help" in sys.argv else 2)
+    corpus_dir, out_dir = Path(sys.argv[1]).absolute(), Path(sys.argv[2])
+    try:
+        report = prepare_corpus(corpus_dir, out_dir)
+    except FileRefused as error:
+        sys.exit(str(error))
+    except (AssertionError, KeyError, OSError, ValueError) as error:  # what lhotse raises
+        sys.exit(f"{corpus_dir} could not be prepared; is it the corpus's own folder? ({error!r})")
+    print(report.summary())
+    print(f"Wrote {out_dir}/: train.jsonl.gz, validation.jsonl.gz and report.json.")
