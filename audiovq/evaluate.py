@@ -166,7 +166,9 @@ class Evaluation:
         ]
         if not pairs:
             return None
-        values, weights = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
+        values, weights = (
+            np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True)
+        )
         return bootstrap_mean(values, weights)
 
 
