@@ -56,9 +56,7 @@ def optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(
-    prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]
-) -> None:
+def load_optimizer_tensors(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`, for an optimizer of the same parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -151,4 +151,3 @@ class ModelConfig:
     def to_json(self) -> str:
         """The fields as indented JSON."""
         return json.dumps(asdict(self), indent=2)
-

@@ -61,9 +61,7 @@ class Discriminator(nn.Module):
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, wav: Tensor) -> list[list[Tensor]]:
-        outputs = [
-            tower(_phases(wav, period)) for tower, period in zip(self.periods, PERIODS)
-        ]
+        outputs = [tower(_phases(wav, period)) for tower, period in zip(self.periods, PERIODS)]
         for tower, n_fft in zip(self.stfts, STFT_SIZES):
             outputs.append(tower(self._spectrogram(wav, n_fft)))
         return outputs

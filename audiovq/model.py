@@ -76,7 +76,9 @@ class AudioVQ(nn.Module):
         """Where the weights are."""
         return self.decoder.head.weight.device
 
-    def encode(self, wav: Tensor, n_q: int | None = None, lengths: list[int] | None = None) -> Codes:
+    def encode(
+        self, wav: Tensor, n_q: int | None = None, lengths: list[int] | None = None
+    ) -> Codes:
         """Turn sound into codes.
 
         wav: [B, 1, N], N >= 1, in -1..1 at `config.sample_rate`.
@@ -140,9 +142,7 @@ class AudioVQ(nn.Module):
         """Start a signal that comes piece by piece; see `Stream`."""
         return Stream(self, self.check_n_q(n_q))
 
-    def forward(
-        self, wav: Tensor, n_q: Tensor | None = None, *, quantize: bool = True
-    ) -> Output:
+    def forward(self, wav: Tensor, n_q: Tensor | None = None, *, quantize: bool = True) -> Output:
         """The pass that training differentiates; with `quantize`, codebooks learn from it.
 
         wav: [B, 1, N], N a multiple of hop_length.

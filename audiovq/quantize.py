@@ -95,7 +95,8 @@ class EMACodebook(nn.Module):
 
     def _remember(self, x: Tensor) -> None:
         share = max(1, RESERVOIR_PER_STEP // _world_size())
-        recent = _gather(x[:: max(1, len(x) // share)][:share])
+        # Evenly spread, so that ranks together remember what one rank with the whole batch would.
+        recent = _gather(x[:: -(-len(x) // share)])
         self.reservoir = torch.cat([recent, self.reservoir])[:RESERVOIR]
 
     def _reset_dead(self) -> int:

@@ -69,7 +69,9 @@ class Generator(nn.Module):
             self.teacher_head = nn.Sequential(
                 nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, recipe.data.teacher_dim)
             )
-        self.label_head = nn.Linear(dim, recipe.data.n_labels) if recipe.data.labels_folder else None
+        self.label_head = (
+            nn.Linear(dim, recipe.data.n_labels) if recipe.data.labels_folder else None
+        )
 
     def forward(self, wav: Tensor, n_q: Tensor, quantize: bool) -> dict[str, Any]:
         output = self.model(wav, n_q, quantize=quantize)

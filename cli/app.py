@@ -16,6 +16,7 @@ from .encode import encode
 from .evaluate import evaluate
 from .export import export
 from .info import info
+from .prepare import prepare
 from .spectrogram import spectrogram
 from .train import train
 from .units import units
@@ -54,7 +55,9 @@ class SentenceGroup(TyperGroup):
             extra = EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
-            self._end(f"{error.name} is not installed; pip install 'audiovq[{extra}]' brings it.", 1)
+            self._end(
+                f"{error.name} is not installed; pip install 'audiovq[{extra}]' brings it.", 1
+            )
 
     @staticmethod
     def _end(error: Exception | str, code: int) -> None:
@@ -69,7 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Speech to short sequences of discrete tokens, and tokens to speech.",
 )
-for command in (encode, decode, info, codebook, spectrogram, evaluate, train, export):
+for command in (encode, decode, info, codebook, spectrogram, evaluate, prepare, train, export):
     app.command()(command)
 app.add_typer(units, name="units")
 

@@ -33,10 +33,13 @@ def encode(
     ],
     out: Annotated[
         str | None,
-        typer.Option("-o", "--out", help="File or folder to write; beside the source if not given."),
+        typer.Option(
+            "-o", "--out", help="File or folder to write; beside the source if not given."
+        ),
     ] = None,
     n_q: Annotated[
-        int | None, typer.Option("--n-q", help="Levels to keep; fewer are fewer bits. All if unset.")
+        int | None,
+        typer.Option("--n-q", help="Levels to keep; fewer are fewer bits. All if unset."),
     ] = None,
     model: Model = "default",
     device: DeviceOption = Device.AUTO,

@@ -1,0 +1,86 @@
+"""Audio files: any rate and number of channels, refused clearly, written whole."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiovq.audio import AudioReader, load_audio, save_audio
+from audiovq.files import FileRefused
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("n_samples", [1, 441, 70_001])
+def test_the_length_is_the_ratio_of_the_rates(tmp_path, rng, rate, n_samples):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, rng.uniform(-0.1, 0.1, n_samples), rate)
+    assert len(load_audio(path, 16_000)) == max(1, round(n_samples * 16_000 / rate))
+
+
+def test_resampling_keeps_a_tone(tmp_path):
+    path = tmp_path / "tone.wav"
+    t = np.arange(48_000) / 48_000
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * t), 48_000, subtype="FLOAT")
+    wav = load_audio(path, 16_000)
+    goal = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    assert np.abs(wav - goal)[200:-200].max() < 1e-3
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_the_blocks_do_not_change_the_samples(tmp_path, rng, rate, monkeypatch):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, rng.uniform(-0.5, 0.5, 50_000), rate)
+    whole = load_audio(path, 16_000)
+    monkeypatch.setattr("audiovq.audio._BLOCK", 1_234)
+    assert np.array_equal(load_audio(path, 16_000), whole)
+
+
+def test_channels_are_averaged(tmp_path, rng):
+    path = tmp_path / "a.wav"
+    sound = rng.uniform(-0.5, 0.5, (1_000, 3)).astype(np.float32)
+    soundfile.write(path, sound, 16_000, subtype="FLOAT")
+    assert np.allclose(load_audio(path, 16_000), sound.mean(axis=1), atol=1e-6)
+    assert AudioReader(path, 16_000).source.channels == 3
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_saving_and_loading_keep_16_bits(tmp_path, rng, name):
+    wav = rng.uniform(-1, 1, 5_000).astype(np.float32)
+    save_audio(tmp_path / name, wav, 16_000)
+    assert np.abs(load_audio(tmp_path / name, 16_000) - wav).max() <= 1 / 32_768
+
+
+def test_saving_clips_what_is_too_loud(tmp_path):
+    save_audio(tmp_path / "a.wav", np.array([2.0, -2.0], dtype=np.float32), 16_000)
+    assert np.allclose(load_audio(tmp_path / "a.wav", 16_000), [1, -1], atol=1e-4)
+
+
+def test_bad_files_are_refused_in_a_sentence(tmp_path):
+    cases = {"empty.wav": (b"", "empty file"), "text.wav": (b"hello, world\n" * 9, "not audio")}
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(FileRefused, match=message):
+            load_audio(tmp_path / name, 16_000)
+    with pytest.raises(FileRefused, match="does not exist"):
+        load_audio(tmp_path / "none.wav", 16_000)
+    with pytest.raises(FileRefused, match="is a folder"):
+        load_audio(tmp_path, 16_000)
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
+    with pytest.raises(FileRefused, match="no samples"):
+        load_audio(tmp_path / "none.wav", 16_000)
+    soundfile.write(tmp_path / "nan.wav", np.full(9, np.nan), 16_000, subtype="FLOAT")
+    with pytest.raises(FileRefused, match="not finite"):
+        load_audio(tmp_path / "nan.wav", 16_000)
+
+
+def test_an_output_that_exists_stays_as_it_was(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_text("mine")
+    with pytest.raises(FileRefused, match="exists"):
+        save_audio(path, np.zeros(10), 16_000)
+    assert path.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_a_name_without_a_known_container_is_refused(tmp_path):
+    with pytest.raises(FileRefused, match=r"\.wav or \.flac"):
+        save_audio(tmp_path / "a.mp3", np.zeros(10), 16_000)

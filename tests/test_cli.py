@@ -1,0 +1,193 @@
+"""The command line: what it writes, what it says, and how it fails."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny import EXAMPLES
+from typer.testing import CliRunner
+
+import audiovq_cli
+
+
+@pytest.fixture
+def run(tiny_folder):
+    """Run a command with the small model; returns its result."""
+
+    def call(*arguments, model: str | None = str(tiny_folder), code: int = 0):
+        words = [str(argument) for argument in arguments]
+        if model is not None and words[0] in ("encode", "decode"):
+            words += ["--model", model]
+        result = CliRunner().invoke(audiovq_cli.app, words)
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of recordings in a tree, with a file that is no audio beside them."""
+    root = tmp_path / "speech"
+    (root / "deep").mkdir(parents=True)
+    wav, rate = soundfile.read(EXAMPLES[1])
+    soundfile.write(root / "one.wav", wav[:8_000], rate)
+    soundfile.write(root / "deep" / "two.flac", wav[8_000:16_000], rate)
+    (root / "notes.txt").write_text("not audio")
+    return root
+
+
+def test_encode_and_decode_a_file(run, tmp_path):
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy")
+    assert "4 x 150 tokens, 1 kbit/s, 2.99 s" in result.stdout
+    tokens = np.load(tmp_path / "a.npy", allow_pickle=False)
+    assert (tokens.dtype, tokens.shape) == (np.uint16, (4, 150))
+    run("decode", tmp_path / "a.npy")
+    assert soundfile.info(tmp_path / "a.decoded.wav").frames == 150 * 320
+
+
+def test_the_name_decides_the_format(run, tmp_path):
+    run("encode", EXAMPLES[1], "-o", tmp_path / "a.avq")
+    assert (tmp_path / "a.avq").read_bytes()[:3] == b"AVQ"
+    run("encode", EXAMPLES[1], "-o", tmp_path / "b.npy", "--format", "avq", code=2)
+
+
+def test_folders_keep_their_tree(run, folder, tmp_path):
+    run("encode", folder, "-o", tmp_path / "tokens", "--recursive")
+    run("decode", tmp_path / "tokens", "-o", tmp_path / "wavs", "--recursive")
+    written = sorted(p.relative_to(tmp_path / "wavs") for p in (tmp_path / "wavs").rglob("*.wav"))
+    assert written == [Path("deep/two.wav"), Path("one.wav")]
+    run("encode", folder, "-o", tmp_path / "flat")
+    assert [p.name for p in (tmp_path / "flat").iterdir()] == ["one.npy"]
+
+
+def test_a_bad_file_in_a_folder_does_not_stop_the_others(run, folder, tmp_path):
+    (folder / "bad.wav").write_text("text")
+    result = run("encode", folder, "-o", tmp_path / "tokens", code=1)
+    assert "bad.wav is not audio" in result.stderr
+    assert "1 of 2 files were refused" in result.stderr
+    assert (tmp_path / "tokens" / "one.npy").exists()
+
+
+def test_channels_are_mixed_down_with_a_word(run, tmp_path, rng):
+    soundfile.write(tmp_path / "a.wav", rng.uniform(-0.1, 0.1, (8_000, 2)), 8_000)
+    result = run("encode", tmp_path / "a.wav")
+    assert "2 channels mixed down to one" in result.stderr
+
+
+def test_standard_input_and_output(run, tmp_path, tiny_folder):
+    data = EXAMPLES[1].read_bytes()
+    arguments = ["encode", "-", "--model", str(tiny_folder), "--format", "avq"]
+    encoded = CliRunner().invoke(audiovq_cli.app, arguments, input=data)
+    assert encoded.exit_code == 0
+    assert encoded.stdout_bytes[:3] == b"AVQ"
+    arguments = ["decode", "-", "--model", str(tiny_folder)]
+    decoded = CliRunner().invoke(audiovq_cli.app, arguments, input=encoded.stdout_bytes)
+    (tmp_path / "a.wav").write_bytes(decoded.stdout_bytes)
+    assert soundfile.info(tmp_path / "a.wav").frames == soundfile.info(EXAMPLES[1]).frames
+
+
+def test_an_output_that_exists_needs_force(run, tmp_path):
+    (tmp_path / "a.npy").write_text("mine")
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", code=1)
+    assert "exists; add --force" in result.stderr
+    assert (tmp_path / "a.npy").read_text() == "mine"
+    run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", "--force")
+    assert np.load(tmp_path / "a.npy").shape == (4, 150)
+
+
+def test_bad_input_is_one_sentence_and_the_right_code(run, tmp_path):
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("hello")
+    soundfile.write(tmp_path / "nan.wav", np.full(99, np.nan), 16_000, subtype="FLOAT")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "foreign.npy").write_text("hello")
+    cases = [
+        (["encode", tmp_path / "empty.wav"], 1, "empty file"),
+        (["encode", tmp_path / "text.wav"], 1, "not audio"),
+        (["encode", tmp_path / "nan.wav"], 1, "not finite"),
+        (["encode", tmp_path / "none.wav"], 1, "does not exist"),
+        (["encode", tmp_path / "nothing"], 1, "holds no audio files"),
+        (["encode", EXAMPLES[1], "--n-q", "5"], 2, "n_q must be in 1..4, not 5"),
+        (["encode", EXAMPLES[1], "--n-q", "0"], 2, "n_q must be in 1..4, not 0"),
+        (["encode", EXAMPLES[1], EXAMPLES[1], "-o", tmp_path / "x"], 2, "written twice"),
+        (["encode", "-", EXAMPLES[1]], 2, "stands alone"),
+        (["decode", tmp_path / "foreign.npy"], 1, "not a token file"),
+        (["decode", tmp_path / "none.npy"], 1, "does not exist"),
+        (["info", tmp_path / "none"], 1, "does not exist"),
+        (["codebook", tmp_path / "nothing"], 1, "holds no tokens"),
+        (["spectrogram", EXAMPLES[1], "x", "y", "-o", tmp_path / "p.png"], 2, "one or two"),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, code, message in cases:
+        result = run(*arguments, code=code)
+        said = " ".join(result.stderr.split())
+        assert message in said, (arguments, said)
+        assert "Traceback" not in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_model_is_one_sentence(run):
+    result = run("encode", EXAMPLES[1], model="nowhere", code=1)
+    assert "nowhere is not a model" in result.stderr
+
+
+def test_a_read_only_folder_is_one_sentence(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "file" / "a.npy", code=1)
+    assert "cannot be written" in result.stderr
+    if os.geteuid() != 0:  # root may write anywhere
+        tmp_path.chmod(0o500)
+        assert "cannot be written" in run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", code=1)
+
+
+def test_info_of_tokens_and_of_a_model(run, tmp_path, tiny_folder):
+    run("encode", EXAMPLES[1], "-o", tmp_path / "a.avq", "--n-q", "2")
+    facts = json.loads(run("info", tmp_path / "a.avq", "--json").stdout)
+    assert facts["n_q"] == 2
+    assert facts["frames"] == 150
+    assert facts["bitrate"] == 500.0
+    assert facts["model"] == "test model"
+    assert facts["duration_s"] == soundfile.info(EXAMPLES[1]).duration
+    facts = json.loads(run("info", tiny_folder, "--json").stdout)
+    assert facts["frame_rate"] == 50.0
+    assert facts["latency_ms"] == 80.0
+    assert "test model" in run("info", tiny_folder).stdout
+
+
+def test_codebook_counts_what_is_used(run, tmp_path):
+    np.save(tmp_path / "a.npy", np.stack([np.arange(1024), np.arange(1024) % 128]).astype("uint16"))
+    result = run("codebook", tmp_path / "a.npy", "--json", "--plot", tmp_path / "u.png")
+    levels = json.loads(result.stdout)["levels"]
+    assert [level["active"] for level in levels] == [1024, 128]
+    assert [level["verdict"] for level in levels] == ["healthy", "collapsed"]
+    assert levels[0]["perplexity"] == pytest.approx(1024)
+    assert levels[1]["entropy_bits"] == pytest.approx(7)
+    assert (tmp_path / "u.png").read_bytes()[:4] == b"\x89PNG"
+    assert "collapsed" in run("codebook", tmp_path).stdout
+
+
+def test_spectrogram_draws_two_recordings_and_their_tokens(run, tmp_path):
+    run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy")
+    run("decode", tmp_path / "a.npy", "-o", tmp_path / "a.wav")
+    arguments = [EXAMPLES[1], tmp_path / "a.wav", "--tokens", tmp_path / "a.npy"]
+    run("spectrogram", *arguments, "-o", tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_segments_are_units_with_start_and_duration(run, tmp_path):
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.tsv", "--segment", "2")
+    assert "segments" in result.stdout
+    lines = (tmp_path / "a.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["unit", "start", "duration"]
+    assert sum(float(line.split("\t")[2]) for line in lines[1:]) == pytest.approx(150 / 50)
+
+
+def test_every_verb_has_help_with_an_example(run):
+    verbs = "encode decode info codebook spectrogram evaluate train export prepare".split()
+    for verb in verbs:
+        assert "Example: audiovq" in run(verb, "--help").stdout, verb
+    assert "audiovq 0.1.0" in run("--version").stdout

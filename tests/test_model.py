@@ -1,0 +1,185 @@
+"""Laws of encode, decode, save and load."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from tiny import TINY, started_model
+
+from audiovq import AudioVQ, Codes, FileRefused, ModelConfig
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 160, 319, 320, 321, 1279, 1280, 1281, 5000])
+def test_decode_of_encode_has_the_same_shape(tiny_model, n_samples):
+    wav = torch.randn(2, 1, n_samples) * 0.1
+    codes = tiny_model.encode(wav)
+    assert codes.indices.shape == (2, 4, -(-n_samples // 320))
+    assert tiny_model.decode(codes).shape == wav.shape
+
+
+def test_fewer_levels_are_a_prefix(tiny_model, speech):
+    codes = tiny_model.encode(speech).indices
+    for n_q in range(1, 5):
+        assert torch.equal(tiny_model.encode(speech, n_q=n_q).indices, codes[:, :n_q])
+
+
+def test_an_item_of_a_padded_batch_gets_the_tokens_it_gets_alone(tiny_model, speech):
+    lengths = [20_000, 7_777, 321, 1]
+    batch = torch.full((4, 1, 20_000), 0.5)  # what stands in the padding must not matter
+    for item, length in enumerate(lengths):
+        batch[item, 0, :length] = speech[0, 0, 1000 * item : 1000 * item + length]
+    codes = tiny_model.encode(batch, lengths=lengths)
+    wav = tiny_model.decode(codes)
+    for item, length in enumerate(lengths):
+        alone = tiny_model.encode(batch[item : item + 1, :, :length])
+        n_frames = alone.indices.shape[2]
+        assert torch.equal(codes.indices[item : item + 1, :, :n_frames], alone.indices)
+        assert torch.equal(wav[item : item + 1, :, :length], tiny_model.decode(alone))
+        assert not wav[item, :, length:].any()
+
+
+def test_codes_do_not_depend_on_what_comes_after_the_lookahead(tiny_model, speech):
+    wav = speech[:, :, :16_000]
+    changed = wav.clone()
+    changed[:, :, 9_600:] = torch.randn(6_400)
+    before = tiny_model.encode(wav).indices
+    after = tiny_model.encode(changed).indices
+    known = 9_600 // 320 - TINY.lookahead
+    assert torch.equal(before[:, :, :known], after[:, :, :known])
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("unit_level", ["split", "residual"])
+def test_forward_in_eval_mode_chooses_the_codes_of_encode(unit_level, speech):
+    model = started_model(replace(TINY, unit_level=unit_level))
+    wav = speech[:, :, : 320 * 100]
+    codes = model(wav).quantized.codes
+    # The forward pass is one block of all frames, encode is blocks of four: sums may round
+    # otherwise, and a frame that lies halfway between two codes may fall to the other side.
+    assert (codes != model.encode(wav).indices).float().mean() < 0.002
+
+
+def test_forward_reconstructs_what_decode_does(tiny_model, speech):
+    wav = speech[:, :, : 320 * 60]
+    with torch.no_grad():
+        output = tiny_model(wav)
+    decoded = tiny_model.decode(output.quantized.codes)
+    assert torch.allclose(output.wav, decoded, atol=1e-4)
+
+
+def test_save_and_load_are_the_identity(tiny_model, speech, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    loaded = AudioVQ.from_pretrained(tmp_path)
+    assert loaded.config == tiny_model.config
+    assert loaded.card == tiny_model.card
+    assert loaded.fingerprint == tiny_model.fingerprint
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    codes = tiny_model.encode(speech)
+    assert torch.equal(codes.indices, loaded.encode(speech).indices)
+    assert torch.equal(tiny_model.decode(codes), loaded.decode(codes))
+
+
+def test_rounded_weights_take_half_the_room_and_load_as_they_are(tmp_path):
+    model = started_model(TINY)
+    model.save_pretrained(tmp_path / "whole")
+    model.round_weights().save_pretrained(tmp_path / "rounded")
+    sizes = [(tmp_path / f / "model.safetensors").stat().st_size for f in ("whole", "rounded")]
+    assert sizes[1] < 0.75 * sizes[0]
+    assert AudioVQ.from_pretrained(tmp_path / "rounded").fingerprint == model.fingerprint
+
+
+def test_the_fingerprint_follows_the_weights():
+    model = started_model(TINY)
+    before = model.fingerprint
+    assert model.fingerprint == before
+    with torch.no_grad():
+        model.decoder.head.weight[0, 0] += 1e-3
+    assert model.fingerprint != before
+
+
+def test_a_folder_that_is_not_a_model_is_refused(tmp_path, tiny_folder):
+    with pytest.raises(FileRefused, match="is not a model"):
+        AudioVQ.from_pretrained(tmp_path / "nothing")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(FileRefused, match="damaged"):
+        AudioVQ.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    other = asdict(replace(TINY, codebook_size=16))
+    (tmp_path / "config.json").write_text(json.dumps({"card": {}, "config": other}))
+    with pytest.raises(FileRefused, match="does not fit"):
+        AudioVQ.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(FileRefused, match="not the config"):
+        AudioVQ.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wav", "arguments", "message"),
+    [
+        (torch.zeros(1, 100), {}, "shape"),
+        (torch.zeros(1, 2, 100), {}, "shape"),
+        (torch.zeros(1, 1, 0), {}, "shape"),
+        (torch.full((1, 1, 10), torch.nan), {}, "not finite"),
+        (torch.zeros(1, 1, 10), {"n_q": 0}, r"n_q must be in 1\.\.4, not 0"),
+        (torch.zeros(1, 1, 10), {"n_q": 5}, r"n_q must be in 1\.\.4, not 5"),
+        (torch.zeros(1, 1, 10), {"lengths": [11]}, "lengths"),
+        (torch.zeros(1, 1, 10), {"lengths": [5, 5]}, "lengths"),
+    ],
+)
+def test_encode_says_what_is_wrong(tiny_model, wav, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.encode(wav, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.full((1, 4, 3), 32), "code 32 is out of range"),
+        (torch.full((1, 4, 3), -1), "code -1 is out of range"),
+        (torch.zeros(1, 5, 3, dtype=torch.int64), "n_q must be"),
+        (torch.zeros(4, 3, dtype=torch.int64), "whole numbers"),
+        (torch.zeros(1, 4, 3), "whole numbers"),
+        (Codes(torch.zeros(1, 4, 3, dtype=torch.int64), (961,)), "lengths"),
+    ],
+)
+def test_decode_says_what_is_wrong(tiny_model, codes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model.decode(codes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_fft": 500}, "n_fft must be a multiple of the hop"),
+        ({"lookahead": 3}, "lookahead must be 0, 1 or 2"),
+        ({"strides": (40, 0)}, "strides must be a list of whole numbers >= 1"),
+        ({"strides": (40,)}, "lists of one length"),
+        ({"codebook": "adam"}, 'codebook must be "ema" or "gradient"'),
+        ({"unit_level": "beside"}, 'unit_level must be "split" or "residual"'),
+        ({"codebook_size": 1.5}, "codebook_size must be a whole number"),
+        ({"codebook_size": 70_000}, "at most 65536"),
+        ({"block_frames": 1}, "block_frames must be more than lookahead"),
+        ({"n_codebooks": 1}, "needs n_codebooks of at least 2"),
+    ],
+)
+def test_the_config_says_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
+def test_the_config_refuses_names_that_it_does_not_have():
+    with pytest.raises(ValueError, match="is not a setting of the model"):
+        ModelConfig.from_dict({"hidden": 3})
+
+
+def test_the_default_config_is_what_the_documents_say():
+    config = ModelConfig()
+    assert (config.sample_rate, config.frame_rate, config.hop_length) == (16_000, 50.0, 320)
+    assert (config.n_codebooks, config.codebook_size) == (8, 1024)
+    assert config.bitrate(8) == 4_000.0
+    assert config.delay / config.sample_rate == 0.08

@@ -1,0 +1,94 @@
+"""Files to files: nothing depends on the pieces, nothing half-written is left."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import EXAMPLES, TINY, started_model
+
+from audiovq import FileRefused, read_tokens
+from audiovq.audio import load_audio
+from audiovq.segment import expand, read_segments
+from audiovq.transcode import decode_file, encode_file, segment_file
+
+
+@pytest.mark.parametrize("token_format", ["npy", "avq"])
+def test_files_hold_what_the_model_says(tiny_model, tmp_path, token_format):
+    tokens = tmp_path / f"a.{token_format}"
+    done = encode_file(tiny_model, EXAMPLES[1], tokens, token_format=token_format)
+    wav = torch.from_numpy(load_audio(EXAMPLES[1], 16_000))[None, None]
+    codes = tiny_model.encode(wav)
+    assert np.array_equal(read_tokens(tokens).indices, codes.indices[0].numpy())
+    assert done.shape == tuple(codes.indices.shape[1:])
+    decode_file(tiny_model, tokens, tmp_path / "a.wav")
+    decoded = load_audio(tmp_path / "a.wav", 16_000)
+    goal = tiny_model.decode(codes)[0, 0].clamp(-1, 1).numpy()
+    assert len(decoded) == (len(goal) if token_format == "avq" else codes.indices.shape[2] * 320)
+    assert np.abs(decoded[: len(goal)] - goal).max() < 1e-4
+
+
+@pytest.mark.parametrize("rate", [8_000, 48_000])
+@pytest.mark.parametrize("sound", ["silence", "clipped", "quiet", "10 ms", "one sample"])
+def test_odd_sounds_round_trip_with_their_exact_length(tiny_model, tmp_path, rng, rate, sound):
+    speech = soundfile.read(EXAMPLES[1])[0][: rate // 2]
+    wav = {
+        "silence": np.zeros(rate // 2),
+        "clipped": np.clip(50 * speech, -1, 1),
+        "quiet": 1e-4 * speech,
+        "10 ms": speech[: rate // 100],
+        "one sample": np.array([0.5]),
+    }[sound]
+    source, tokens, decoded = tmp_path / "in.wav", tmp_path / "t.avq", tmp_path / "out.wav"
+    soundfile.write(source, np.stack([wav, wav], axis=1), rate)
+    assert encode_file(tiny_model, source, tokens, token_format="avq").source.channels == 2
+    decode_file(tiny_model, tokens, decoded)
+    result, result_rate = soundfile.read(decoded)
+    assert result_rate == 16_000
+    assert len(result) == max(1, round(len(wav) * 16_000 / rate))
+
+
+def test_the_blocks_of_the_reader_do_not_change_the_tokens(tiny_model, tmp_path, monkeypatch):
+    encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.npy")
+    monkeypatch.setattr("audiovq.audio._BLOCK", 777)
+    encode_file(tiny_model, EXAMPLES[1], tmp_path / "b.npy")
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_tokens_of_another_model_are_refused_by_both_names(tiny_model, tmp_path):
+    encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.avq", token_format="avq")
+    other = started_model(TINY)
+    with torch.no_grad():
+        other.decoder.head.weight.mul_(1.1)
+    other.card["name"] = "another model"
+    with pytest.raises(FileRefused, match="test model .* another model"):
+        decode_file(other, tmp_path / "a.avq", tmp_path / "a.wav")
+    assert not (tmp_path / "a.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [(np.full((4, 9), 32), "code 32 is out of range"), (np.zeros((5, 9), int), "n_q must be")],
+)
+def test_tokens_that_do_not_fit_are_refused(tiny_model, tmp_path, indices, message):
+    np.save(tmp_path / "a.npy", indices.astype(np.uint16))
+    with pytest.raises(FileRefused, match=message):
+        decode_file(tiny_model, tmp_path / "a.npy", tmp_path / "a.wav")
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_segments_at_price_0_are_the_units(tiny_model, tmp_path):
+    encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.npy", n_q=1)
+    segment_file(tiny_model, EXAMPLES[1], tmp_path / "a.tsv", price=0.0)
+    units = expand(read_segments(tmp_path / "a.tsv"))
+    tokens = read_tokens(tmp_path / "a.npy").indices[0]
+    assert len(units) == len(tokens)
+    assert (units != tokens).mean() < 0.01  # ties in rounding
+
+
+def test_a_higher_price_makes_fewer_segments(tiny_model, tmp_path):
+    counts = []
+    for price in (0.0, 1.0, 10.0, 1e6):
+        path = tmp_path / f"{price}.tsv"
+        counts.append(segment_file(tiny_model, EXAMPLES[1], path, price=price).shape[1])
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 1
