@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +41,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tone = np.repeat([PITCH[PHONES[f]] for f in frames], 320)
             phase = 2 * np.pi * np.cumsum(tone) / 16_000
             noise = random.normal(size=len(tone)) * 1e-3
-            save_audio(root / f"wav/{name}.wav", (0.2 * np.sin(phase) + noise).astype("f4"), 16_000)
+            save_audio(
+                root / f"wavs/{name}.wav", (0.2 * np.sin(phase) + noise).astype("f4"), 16_000
+            )
             ends = np.cumsum(lengths) / 50
             starts = ends - lengths / 50
             rows = zip(starts, ends, labels, strict=True)
             text = "".join(f"{a:.3f} {b:.3f} {PHONES[k]}\n" for a, b, k in rows)
-            (root / f"phn/{speaker}").mkdir(parents=True, exist_ok=True)
-            (root / f"phn/{name}.phn").write_text(text)
+            (root / f"phones/{speaker}").mkdir(parents=True, exist_ok=True)
+            (root / f"phones/{name}.phn").write_text(text)
             codes = np.stack([frames * 2, random.integers(0, 8, len(frames))])
             write_npy(root / f"tokens/{name}.npy", codes)
             header = Header("m", "f", 16_000, 320, 8, 2, len(tone))
@@ -62,7 +66,9 @@ def run(*arguments: object) -> str:
 
 
 def systems(corpus: Path, tokens: str, *arguments: object) -> dict:
-    output = run("evaluate", corpus / tokens, "--alignments", corpus / "phn", "--json", *arguments)
+    output = run(
+        "evaluate", corpus / tokens, "--alignments", corpus / "phones", "--json", *arguments
+    )
     return json.loads(output)["systems"]
 
 
@@ -81,13 +87,13 @@ def test_perfect_tokens_of_every_format_score_one(corpus: Path, tokens: str) -> 
 
 def test_baselines_stand_in_the_same_table(corpus: Path) -> None:
     arguments = ("--baseline", "mfcc", "--baseline", "permuted", "--baseline")
-    arguments = (*arguments, f"again={corpus / 'segments'}", "--audio", corpus / "wav")
+    arguments = (*arguments, f"again={corpus / 'segments'}", "--audio", corpus / "wavs")
     found = systems(corpus, "tokens", "--speakers", "before:-", *arguments)
     assert list(found) == ["tokens", "mfcc", "permuted", "again"]
     pnmi = {name: system["with_silence"]["pnmi"]["value"] for name, system in found.items()}
     assert pnmi["tokens"] == pnmi["again"] > pnmi["mfcc"] > 0.5 > pnmi["permuted"]
     table = run(
-        "evaluate", corpus / "tokens", "--alignments", corpus / "phn", "--baseline", "permuted"
+        "evaluate", corpus / "tokens", "--alignments", corpus / "phones", "--baseline", "permuted"
     )
     for text in ("Speech alone", "With silence", "PNMI, corrected", "permuted", "6 utterances"):
         assert text in table
@@ -104,8 +110,8 @@ def test_other_levels_and_the_lag(corpus: Path) -> None:
 
 def test_pictures_and_discophon(corpus: Path, tmp_path: Path) -> None:
     heat, picture, export = (tmp_path / n for n in ("h.png", "p.png", "units-eng-test.jsonl"))
-    common = ("evaluate", corpus / "tokens", "--alignments", corpus / "phn", "--shift", "0")
-    outputs = ("--heatmap", heat, "--picture", picture, "--audio", corpus / "wav")
+    common = ("evaluate", corpus / "tokens", "--alignments", corpus / "phones", "--shift", "0")
+    outputs = ("--heatmap", heat, "--picture", picture, "--audio", corpus / "wavs")
     run(*common, *outputs, "--discophon", export, "--utterance", "s2/s2-1")
     assert heat.read_bytes()[:4] == picture.read_bytes()[:4] == PNG
     lines = [json.loads(line) for line in export.read_text().splitlines()]
@@ -147,8 +153,8 @@ def test_report_is_one_page(corpus: Path, tmp_path: Path) -> None:
     model.quantizer.start(torch.randn(1, 400, 8))
     model.save_pretrained(tmp_path / "model")
     page = tmp_path / "report.html"
-    arguments = ("report", tmp_path / "model", "--audio", corpus / "wav", "-o", page)
-    arguments = (*arguments, "--alignments", corpus / "phn", "--speakers", "parent")
+    arguments = ("report", tmp_path / "model", "--audio", corpus / "wavs", "-o", page)
+    arguments = (*arguments, "--alignments", corpus / "phones", "--speakers", "parent")
     run(*arguments, "--baseline", "mfcc", "--segment", "10", "--pictures", "1")
     text = page.read_text()
     assert text.startswith("<!doctype html>")
@@ -157,6 +163,26 @@ def test_report_is_one_page(corpus: Path, tmp_path: Path) -> None:
     assert "accuracy, other speakers" in text
     assert text.count("data:image/png;base64,") == 4  # three heat maps, one utterance
     assert "http" not in text  # it stands alone
+
+
+def test_the_page_in_docs_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs/units.md").read_text()
+    monkeypatch.chdir(corpus)
+    shell = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
+    assert shell
+    commands = [shlex.split(line) for line in shell[1].replace("\\\n", " ").splitlines()]
+    mine = [c[2:] for c in commands if c[:2] == ["audiovq", "units"] and c[2] != "report"]
+    assert [c[0] for c in mine] == ["evaluate", "text"]
+    for command in mine:
+        run(*command)
+    assert Path("heatmap.png").read_bytes()[:4] == PNG
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert code
+    names = [path.relative_to("tokens").with_suffix("") for path in Path("tokens").rglob("*.npy")]
+    tokens = {str(n): np.load(f"tokens/{n}.npy")[0] for n in names}
+    scope = {"units": tokens}
+    exec(code[1], scope)
+    assert scope["result"].without_silence["pnmi"].value == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +204,7 @@ def test_bad_arguments_say_what_is_allowed(corpus: Path, arguments: tuple, says:
     "arguments", [("--picture", "x.png"), ("--shift", "late"), ("--utterance", "nobody")]
 )
 def test_bad_options_exit_with_two(corpus: Path, arguments: tuple) -> None:
-    common = ["evaluate", str(corpus / "tokens"), "--alignments", str(corpus / "phn")]
+    common = ["evaluate", str(corpus / "tokens"), "--alignments", str(corpus / "phones")]
     result = CliRunner().invoke(units, [*common, *arguments])
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit | typer.BadParameter)
@@ -186,7 +212,7 @@ def test_bad_options_exit_with_two(corpus: Path, arguments: tuple) -> None:
 
 def test_files_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(FileRefused, match="no tokens"):
-        systems(corpus, "phn")
+        systems(corpus, "phones")
     with pytest.raises(FileRefused, match="does not exist"):
         systems(corpus, "nowhere")
     with pytest.raises(FileRefused, match="no level 5"):
