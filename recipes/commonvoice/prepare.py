@@ -19,7 +19,8 @@ def commonvoice(corpus_dir: Path, out_dir: Path) -> Report:
     if not languages:
         raise FileRefused(f"{corpus_dir} holds no folder of a language with a train.tsv in it.")
     with tempfile.TemporaryDirectory() as folder:  # lhotse wants one for manifests of its own
-        parts = prepare_commonvoice(corpus_dir, folder, languages, splits=("train", "dev"))
+        splits = ("train", "dev")
+        parts = prepare_commonvoice(corpus_dir, folder, languages, splits=splits, num_jobs=4)
         train = [cut for name in languages for cut in manifest_cuts(parts[name]["train"])]
         validation = [cut for name in languages for cut in manifest_cuts(parts[name]["dev"])]
     return prepare(train, out_dir, validation=validation)

@@ -1,0 +1,174 @@
+"""Each recipe on a tiny corpus laid out as the real one: prepare, then a step of training."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiovq.data import read_manifest
+from audiovq.recipe import read_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TINY = [
+    "model.strides=[320]",
+    "model.channels=[32]",
+    "model.encoder_blocks=[1]",
+    "model.decoder_channels=32",
+    "model.decoder_blocks=1",
+    "model.n_codebooks=2",
+    "model.codebook_size=8",
+    "model.codebook_dim=8",
+    "data.crop_seconds=0.2",
+    "data.batch_size=2",
+    "data.workers=0",
+    "train.steps=1",
+    "train.accelerator=cpu",
+    "train.precision=32-true",
+    "train.threads=1",
+]
+
+
+def speak(path: Path, rate: int, seconds: float = 0.6, **options) -> None:
+    """Write a recording that stands for an utterance."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(round(seconds * rate)) / rate
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 220 * time), rate, **options)
+
+
+def librispeech(root: Path) -> None:
+    for part, speaker in (
+        ("train-clean-100", "103"),
+        ("train-other-500", "20"),
+        ("dev-clean", "84"),
+        ("test-clean", "61"),
+    ):
+        chapter = root / part / speaker / "7"
+        for number in range(2):
+            speak(chapter / f"{speaker}-7-000{number}.flac", 16_000)
+        lines = [f"{speaker}-7-000{number} SOME WORDS\n" for number in range(2)]
+        (chapter / f"{speaker}-7.trans.txt").write_text("".join(lines))
+
+
+def ljspeech(root: Path) -> None:
+    names = [f"LJ001-{number:04}" for number in range(1, 61)]
+    for name in names:
+        speak(root / "wavs" / f"{name}.wav", 22_050)
+    (root / "metadata.csv").write_text("".join(f"{name}|Words.|Words.\n" for name in names))
+
+
+def vctk(root: Path) -> None:
+    (root / "txt").mkdir(parents=True)
+    header = "ID  AGE  GENDER  ACCENTS  REGION COMMENTS\n"
+    speakers = [f"p{number}" for number in range(225, 285)]
+    rows = [f"{name}  23  F    English    Southern  England\n" for name in speakers]
+    (root / "speaker-info.txt").write_text(header + "".join(rows))
+    for name in speakers:
+        (root / "txt" / name).mkdir()
+        (root / "txt" / name / f"{name}_001.txt").write_text("Please call Stella.\n")
+        for mic in ("mic1", "mic2"):
+            audio = root / "wav48_silence_trimmed" / name / f"{name}_001_{mic}.flac"
+            speak(audio, 48_000)
+
+
+def libritts(root: Path) -> None:
+    for part, speaker in (("train-clean-100", "103"), ("dev-clean", "84"), ("test-other", "9")):
+        chapter = root / part / speaker / "7"
+        names = [f"{speaker}_7_00000{number}_000000" for number in range(2)]
+        for name in names:
+            speak(chapter / f"{name}.wav", 24_000)
+        rows = "".join(f"{name}\tSome words.\tSome words.\n" for name in names)
+        (chapter / f"{speaker}_7.trans.tsv").write_text(rows)
+        snr = "".join(f"{name}\tSome\t20.5\n" for name in names)
+        (chapter / f"{speaker}_7.book.tsv").write_text(snr)
+
+
+def commonvoice(root: Path) -> None:
+    columns = (
+        "client_id path sentence up_votes down_votes age gender accents variant locale segment"
+    )
+    for language in ("sw",):
+        for part in ("train", "dev"):
+            names = [f"common_voice_{language}_{part}{number}.mp3" for number in range(2)]
+            for name in names:
+                speak(root / language / "clips" / name, 32_000, format="MP3")
+            rows = [f"{part}{name}\t{name}\tWords.\t2\t0\t\t\t\t\t{language}\t" for name in names]
+            table = "\n".join(["\t".join(columns.split()), *rows]) + "\n"
+            (root / language / f"{part}.tsv").write_text(table)
+
+
+def prepare(recipe: str, arguments: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a recipe's prepare.py, in this process: importing lhotse anew takes long."""
+    monkeypatch.setattr(sys, "argv", [f"recipes/{recipe}/prepare.py", *map(str, arguments)])
+    runpy.run_path(str(RECIPES / recipe / "prepare.py"), run_name="__main__")
+
+
+def train_one_step(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from audiovq.train import train
+
+    monkeypatch.chdir(folder)  # paths in recipes are relative to where training runs
+    settings = read_recipe(RECIPES / recipe / "recipe.toml", TINY)
+    train(settings, folder / "run")
+    assert list((folder / "run").glob("checkpoint-00000001.safetensors"))
+
+
+CORPORA = [
+    # make it, recordings in train and validation, speakers known, rate
+    (librispeech, 4, 2, 3, 16_000),
+    (ljspeech, 59, 1, 0, 22_050),
+    (vctk, 59, 1, 60, 48_000),
+    (libritts, 2, 2, 2, 24_000),
+    (commonvoice, 2, 2, 4, 32_000),
+]
+
+
+@pytest.mark.parametrize("case", CORPORA, ids=lambda case: case[0].__name__)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_recipe(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    case: tuple[Callable, int, int, int, int],
+):
+    make, n_train, n_validation, n_speakers, rate = case
+    # lhotse starts processes for Common Voice, each of which imports lhotse anew.
+    monkeypatch.setattr(
+        "lhotse.recipes.commonvoice.ProcessPoolExecutor",
+        lambda max_workers, mp_context: ThreadPoolExecutor(max_workers),
+    )
+    name = make.__name__
+    make(tmp_path / "corpus")
+    out = tmp_path / "data" / name
+    prepare(name, [tmp_path / "corpus", out], monkeypatch)
+    printed = capsys.readouterr().out
+    train = read_manifest(out / "train.jsonl.gz")
+    validation = read_manifest(out / "validation.jsonl.gz")
+    assert (len(train), len(validation)) == (n_train, n_validation)
+    assert not {cut.id for cut in train} & {cut.id for cut in validation}
+    assert all(Path(cut.path).is_absolute() for cut in train)
+    assert f"recordings   {n_train + n_validation}, " in printed
+    assert f"{rate} Hz" in printed
+    assert ("without a name" in printed) == (n_speakers == 0)
+    assert f"{n_speakers} known" in printed
+    train_one_step(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["librispeech", "ljspeech", "vctk", "libritts", "commonvoice"])
+def test_a_folder_that_is_not_the_corpus_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    with pytest.raises(SystemExit) as stop:
+        prepare(name, [tmp_path, tmp_path / "out"], monkeypatch)
+    assert str(tmp_path) in str(stop.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_are_explained(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(SystemExit) as stop:
+        prepare("ljspeech", [], monkeypatch)
+    assert stop.value.code == 2
+    assert "CORPUS_DIR OUT_DIR" in capsys.readouterr().out
