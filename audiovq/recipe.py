@@ -134,9 +134,15 @@ class Recipe:
         train, data = self.train, self.data
         if not data.train:
             raise ValueError("data.train lists no manifest; name at least one.")
-        for name in ("steps", "log_every", "validate_every", "checkpoint_every", "keep", "devices"):
-            if getattr(train, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, not {getattr(train, name)}.")
+        counts = {
+            "train": "steps log_every validate_every checkpoint_every keep devices threads".split(),
+            "data": ["batch_size", "validation_clips"],
+        }
+        for section, names in counts.items():
+            for name in names:
+                value = getattr(getattr(self, section), name)
+                if value < 1:
+                    raise ValueError(f"{section}.{name} must be at least 1, not {value}.")
         if data.batch_size % train.devices:
             raise ValueError(
                 f"data.batch_size must be a multiple of train.devices ({train.devices}), "
@@ -167,7 +173,7 @@ def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
         values = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileRefused(f"{path} is not TOML: {error}.") from error
     for change in changes or []:
         _apply(values, change)
@@ -187,7 +193,10 @@ def _apply(values: dict[str, Any], change: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    values.setdefault(section, {})[name] = value
+    settings = values.setdefault(section, {})
+    if not isinstance(settings, dict):
+        raise ValueError(f'"{change}" has no section to go to: "{section}" is not one.')
+    settings[name] = value
 
 
 def _build(kind: type, values: Any, where: str) -> Any:
