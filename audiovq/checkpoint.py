@@ -1,6 +1,7 @@
 """Checkpoints of a training: safetensors files, written whole or not at all, never pickled."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ PATTERN = "checkpoint-*.safetensors"
 BEST = "best.safetensors"
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
     """Write tensors and JSON values to `path`."""
     with atomic_output(path, overwrite=True) as temporary:
         safetensors.torch.save_file(
@@ -30,7 +31,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_checkpoint` wrote. Raises `FileRefused`."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads(file.metadata()["values"])
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FileRefused(f"{path} is not a checkpoint of audiovq, or damaged.") from error

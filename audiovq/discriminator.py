@@ -5,6 +5,9 @@ strided 1-D convolutions with channels last: over the samples of one phase of a 
 frames of a spectrogram.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,8 +28,9 @@ class ConvTower(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], stride: int, taps: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            CausalConv(before, after, stride, taps) for before, after in zip(channels, channels[1:])
+        self.stride = stride
+        self.layers: Sequence[CausalConv] = nn.ModuleList(  # type: ignore[assignment]
+            CausalConv(before, after, stride, taps) for before, after in pairwise(channels)
         )
         self.score = CausalConv(channels[-1], 1, stride=1, taps=taps)
         for layer in [*self.layers, self.score]:
@@ -36,7 +40,7 @@ class ConvTower(nn.Module):
         """The activations of every layer, the scores last."""
         activations = []
         for layer in self.layers:
-            x = F.pad(x, (0, 0, 0, -x.shape[1] % (layer.frame // x.shape[2])))
+            x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stride))
             x = F.leaky_relu(layer(x, layer.initial_state(len(x)))[0], 0.1)
             activations.append(x)
         return [*activations, self.score(x, self.score.initial_state(len(x)))[0]]

@@ -25,7 +25,7 @@ def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     refuse_existing(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(path.suffix, f".{path.name}.", path.parent)
     except OSError as error:
         raise FileRefused(f"{path} cannot be written: {error.strerror}.") from error
     os.close(handle)

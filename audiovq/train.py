@@ -358,7 +358,7 @@ class Run:
     def _log(self) -> None:
         recipe, window = self.recipe, self.window
         self.window = Window.empty(recipe.model)
-        counts = self.fabric.all_reduce(window.counts, reduce_op="sum")
+        counts = torch.as_tensor(self.fabric.all_reduce(window.counts, reduce_op="sum"))
         elapsed = time.perf_counter() - window.started
         n_steps = len(window.losses.get("mel", []))
         seconds = recipe.data.batch_size * recipe.data.crop_seconds * n_steps
@@ -456,7 +456,9 @@ class Run:
         self.fabric.barrier()
 
     def _write_checkpoint(self, path: Path) -> None:
-        tensors = {f"generator.{name}": p for name, p in self.module.named_parameters()}
+        tensors: dict[str, Tensor] = {
+            f"generator.{name}": p for name, p in self.module.named_parameters()
+        }
         tensors |= {f"generator.{name}": b for name, b in self.module.named_buffers()}
         tensors |= {f"discriminator.{n}": p for n, p in self.critic.named_parameters()}
         tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
@@ -543,7 +545,8 @@ def export(run: str | Path, folder: str | Path, *, best: bool = True) -> AudioVQ
     weights |= {name: tensors[f"ema.{name}"] for name, _ in model.named_parameters()}
     model.load_state_dict(weights)
     model.card["steps"] = values["step"]
-    model.round_weights().eval().save_pretrained(folder, overwrite=True)
+    model.eval()
+    model.round_weights().save_pretrained(folder, overwrite=True)
     return model
 
 

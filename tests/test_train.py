@@ -198,8 +198,10 @@ def test_two_ranks_agree_with_one(manifest, tmp_path):
         "train(small(sys.argv[1], devices=2), sys.argv[2])\n"
     )
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + [str(script), str(manifest), str(tmp_path / "two")],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *(str(script), str(manifest), str(tmp_path / "two")),
+        ],
         check=True,
         timeout=300,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
