@@ -173,6 +173,16 @@ class AudioVQ(nn.Module):
         z, _ = self.encoder(padded, self.encoder.initial_state(len(wav)))
         return z[:, self.config.lookahead :].float()
 
+    @torch.no_grad()
+    def unit_distances(self, wav: Tensor) -> Tensor:
+        """Squared distances [B, T, K] of the frames of wav [B, 1, N] to the codes of level 0.
+
+        The nearest codes are the units, but for ties within float32 rounding.
+        """
+        z = self.latent(F.pad(wav.to(self.device), (0, -wav.shape[2] % self.config.hop_length)))
+        vectors = self.quantizer.unit_vectors(z)
+        return torch.cdist(vectors, self.quantizer.codebooks[0].vectors.expand(len(z), -1, -1)) ** 2
+
     def check_n_q(self, n_q: int | None) -> int:
         """`n_q`, or all levels when it is None. Raises `ValueError` when it is out of range."""
         if n_q is None:

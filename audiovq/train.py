@@ -158,7 +158,7 @@ class Run:
             discriminator, _optimizer(discriminator, settings.discriminator_learning_rate)
         )
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.mel_loss = fabric.to_device(MelLoss(recipe.model.sample_rate))
+        self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
         self.dataset = _dataset(recipe)
         self.validation = _validation_clips(recipe)
         self.window = Window.empty(recipe.model)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from audiovq.audio import STDIO, AudioInfo, AudioReader, audio_writer
 from audiovq.codes import npy_bytes, pack_avq, read_tokens, unpack_tokens
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.model import AudioVQ
-from audiovq.segment import code_distances, run_lengths, segment, write_segments
+from audiovq.segment import run_lengths, segment, write_segments
 
 DECODE_FRAMES = 512
 """Frames between two writes of decoded samples."""
@@ -77,22 +76,24 @@ def segment_file(
     source: str | Path,
     target: str | Path,
     *,
-    price: float,
+    price: float | None = None,
     overwrite: bool = False,
 ) -> Transcoded:
     """Encode an audio file to units with start and duration (tab-separated); see `segment`.
 
-    The best segments depend on the whole recording, which is held in memory. Raises `FileRefused`.
+    price: of a segment; that of the model's card when None. The best segments depend on the whole
+    recording, which is held in memory. Raises `FileRefused`.
     """
+    if price is None:
+        price = model.card.get("segment_price")
+    if price is None:
+        raise ValueError(f"the card of {model.name} has no segment_price; give --price.")
     refuse_existing(target, overwrite=overwrite)
     reader = AudioReader(source, model.config.sample_rate)
     wav = torch.from_numpy(np.concatenate(list(reader)))[None, None].to(model.device)
     n_samples = wav.shape[2]
-    with torch.no_grad():
-        z = model.latent(F.pad(wav, (0, -n_samples % model.config.hop_length)))
-        vectors = model.quantizer.unit_vectors(z)[0].cpu().numpy()
-        codes = model.quantizer.codebooks[0].vectors.cpu().numpy()
-    segments = run_lengths(segment(code_distances(vectors, codes), price))
+    distances = model.unit_distances(wav)[0].cpu().numpy()
+    segments = run_lengths(segment(distances, price))
     write_segments(target, segments, frame_rate=model.config.frame_rate, overwrite=overwrite)
     seconds = n_samples / model.config.sample_rate
     return Transcoded(reader.source, (1, len(segments)), seconds, Path(target).stat().st_size)

@@ -12,7 +12,7 @@ from audiovq.alignments import Interval, find
 from audiovq.audio import load_audio
 from audiovq.baselines import mfcc_units, permuted_units
 from audiovq.files import FileRefused
-from audiovq.segment import code_distances, price_for_rate, segment
+from audiovq.segment import price_for_rate, segment
 from audiovq.units import Evaluation, evaluate
 from audiovq.units_files import find_audio, read_units, speakers_by_rule
 
@@ -167,23 +167,11 @@ def encode_units(model: "AudioVQ", path: str | Path, *, level: int = 0) -> np.nd
 
 
 def unit_distances(model: "AudioVQ", path: str | Path) -> np.ndarray:
-    """Squared distances [T, K] of a recording's frames to a model's unit codes, for `segment`.
-
-    The nearest codes are the model's units, but for ties within float32 rounding.
-    """
+    """Squared distances [T, K] of a recording's frames to a model's unit codes, for `segment`."""
     import torch
-    from torch.nn.functional import pad
-
-    from audiovq.quantize import SplitQuantizer
 
     wav = torch.from_numpy(load_audio(path, model.config.sample_rate))
-    wav = pad(wav, (0, -len(wav) % model.config.hop_length))
-    quantizer = model.quantizer
-    units = quantizer.units if isinstance(quantizer, SplitQuantizer) else quantizer
-    with torch.no_grad():
-        z = units.project_in(model.latent(wav[None, None].to(model.device)))[0]
-        table = units.tables()[0]
-    return code_distances(z.cpu().numpy(), table.cpu().numpy())
+    return model.unit_distances(wav[None, None])[0].cpu().numpy()
 
 
 def segment_files(

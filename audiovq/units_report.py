@@ -15,7 +15,7 @@ import numpy as np
 
 from audiovq.abx import Abx
 from audiovq.alignments import SILENCE, Interval
-from audiovq.files import FileRefused
+from audiovq.pictures import FLOOR_DB, new_figure, spectrogram_db
 from audiovq.segment import run_lengths
 from audiovq.units import Evaluation, Measure, fill_silence
 
@@ -109,7 +109,7 @@ def heatmap(evaluation: Evaluation, *, title: str = "") -> "Figure":
 
     Columns are ordered by their likeliest phone, so that phoneme-like units make a staircase.
     """
-    figure = _figure(11, 0.6 + 0.17 * max(12, len(evaluation.phones)))
+    figure = new_figure(11, 0.6 + 0.17 * max(12, len(evaluation.phones)))
     used = evaluation.table[:, evaluation.table.any(axis=0)]
     share = used / used.sum(axis=0)
     likeliest = share.argmax(axis=0)
@@ -147,11 +147,11 @@ def utterance_picture(
     middle = (speech[0].start + speech[-1].end) / 2
     start = min(max(0.0, middle - seconds / 2), max(0.0, duration - seconds))
     end = min(duration, start + seconds)
-    figure = _figure(max(6.0, 3.2 * (end - start)), 3.2 + 0.45 * len(tracks))
+    figure = new_figure(max(6.0, 3.2 * (end - start)), 3.2 + 0.45 * len(tracks))
     heights = [5.0, 0.7] + [0.7] * len(tracks)
     rows = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    frequencies, times, level = _spectrogram(wav, sample_rate)
-    rows[0].pcolormesh(times, frequencies / 1000, level, cmap="magma", vmin=-70, vmax=0)
+    frequencies, times, level = spectrogram_db(wav, sample_rate)
+    rows[0].pcolormesh(times, frequencies / 1000, level, cmap="magma", vmin=FLOOR_DB, vmax=0)
     rows[0].set_ylabel("kHz")
     rows[0].set_title(title, fontsize=10, loc="left")
     filled = fill_silence(alignment, duration)
@@ -240,14 +240,6 @@ def _html_table(systems: Mapping[str, Evaluation], rows: list[list[str]]) -> str
     return f"<table>{line(['', *systems], 'th')}{body}</table>"
 
 
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FileRefused("Pictures need matplotlib; pip install 'audiovq[units]'.") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _blocks(
     axes: "Axes",
     name: str,
@@ -278,14 +270,3 @@ def _colour(phone: str) -> Any:
 
     number = zlib.crc32(phone.encode())
     return hsv_to_rgb((number % 360 / 360, 0.3 + 0.12 * (number // 360 % 3), 0.95))
-
-
-def _spectrogram(wav: np.ndarray, sample_rate: int) -> tuple[Any, Any, np.ndarray]:
-    """Frequencies in Hz, times in s, and levels in dB below the loudest: windows of 20 ms."""
-    n_fft, hop = sample_rate // 50, sample_rate // 200
-    padded = np.pad(wav, (n_fft // 2, n_fft))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[: len(wav) + 1 : hop]
-    power = np.abs(np.fft.rfft(frames * np.hanning(n_fft), axis=1)).T ** 2
-    level = 10 * np.log10(power / max(float(power.max()), 1e-12) + 1e-10)
-    times = np.arange(frames.shape[0]) * hop / sample_rate
-    return np.fft.rfftfreq(n_fft, 1 / sample_rate), times, level

@@ -87,9 +87,7 @@ def parts(batch: int, bf16: bool, repeats: int) -> dict[str, float]:
         "encoder": milliseconds(lambda: encode().sum().backward(), repeats),
         "quantizer": milliseconds(lambda: model.quantizer(z, n_q).z_q.sum().backward(), repeats),
         "decoder": milliseconds(lambda: decode().sum().backward(), repeats),
-        "losses": milliseconds(
-            lambda: (mel(out, wav) + F.l1_loss(out, wav)).backward(), repeats
-        ),
+        "losses": milliseconds(lambda: (mel(out, wav) + F.l1_loss(out, wav)).backward(), repeats),
         "discriminators": milliseconds(judge, repeats),
     }
 
@@ -144,7 +142,8 @@ def main() -> None:
             )
     console = Console(width=120)
     console.print(table)
-    console.print(f"reading {options.batch} crops: {reading(options.batch, options.repeats):.1f} ms")
+    took = reading(options.batch, options.repeats)
+    console.print(f"reading {options.batch} crops: {took:.1f} ms")
 
 
 if __name__ == "__main__":

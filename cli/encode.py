@@ -52,13 +52,12 @@ def encode(
     force: Force = False,
     recursive: Recursive = False,
     segment: Annotated[
+        bool,
+        typer.Option("--segment", help="Write units with start and duration (.tsv) instead."),
+    ] = False,
+    price: Annotated[
         float | None,
-        typer.Option(
-            "--segment",
-            metavar="PRICE",
-            help="Write units with start and duration (.tsv) instead; a higher price of a segment "
-            "makes fewer and longer ones.",
-        ),
+        typer.Option(help="Of a segment: higher is fewer and longer ones. The model's if unset."),
     ] = None,
 ) -> None:
     """Turn audio into tokens.
@@ -67,7 +66,7 @@ def encode(
 
     Example: audiovq encode speech.wav -o speech.npy
     """
-    suffix = ".tsv" if segment is not None else _suffix(out, token_format)
+    suffix = ".tsv" if segment else _suffix(out, token_format)
     pairs = plan(
         sources,
         out,
@@ -76,7 +75,7 @@ def encode(
         recursive=recursive,
         what="audio files",
     )
-    if segment is not None and any(target == STDIO for _, target in pairs):
+    if segment and any(target == STDIO for _, target in pairs):
         raise typer.BadParameter("segments go to a file; name one with -o.")
     codec = load_model(model, device)
     codec.check_n_q(n_q)
@@ -84,8 +83,8 @@ def encode(
     def convert(source: str, target: str) -> float:
         from audiovq.transcode import encode_file, segment_file
 
-        if segment is not None:
-            done = segment_file(codec, source, target, price=segment, overwrite=force)
+        if segment:
+            done = segment_file(codec, source, target, price=price, overwrite=force)
             what = f"{done.shape[1]} segments, {done.shape[1] / done.seconds:.1f} a second"
         else:
             done = encode_file(

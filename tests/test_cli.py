@@ -179,10 +179,12 @@ def test_spectrogram_draws_two_recordings_and_their_tokens(run, tmp_path):
 
 
 def test_segments_are_units_with_start_and_duration(run, tmp_path):
-    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.tsv", "--segment", "2")
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.tsv", "--segment", "--price", "2")
     assert "segments" in result.stdout
     lines = (tmp_path / "a.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["unit", "start", "duration"]
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "b.tsv", "--segment", code=2)
+    assert "no segment_price; give --price" in result.stderr
     assert sum(float(line.split("\t")[2]) for line in lines[1:]) == pytest.approx(150 / 50)
 
 
