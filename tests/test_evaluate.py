@@ -103,10 +103,10 @@ def test_totals_are_ratios_of_sums():
 
 
 def test_a_copy_of_the_folder_is_perfect(originals):
-    found = evaluate(originals, originals, metrics=["mel", "si_sdr"])
+    found = evaluate(originals, originals, metrics=["lsd", "si_sdr"])
     assert found.systems == ["originals"]  # nothing here is measured without a reference
     assert [row.file for row in found.rows] == ["a.wav", "b.flac", "speaker/c.wav"]
-    assert values(found, "originals", "mel") == [0, 0, 0]
+    assert values(found, "originals", "lsd") == [0, 0, 0]
     assert found.notes == []
     assert found.summary()[0].bitrate is None
 
@@ -117,17 +117,17 @@ def test_decoded_files_are_matched_by_their_name_below_the_folder(originals, tmp
     wav, _ = soundfile.read(originals / "speaker" / "c.wav", dtype="float32")
     soundfile.write(decoded / "speaker" / "c.flac", wav[:-3], RATE)  # another suffix, 3 samples
     soundfile.write(decoded / "c.wav", sound(100), RATE)
-    found = evaluate(originals, decoded, metrics=["mel"])
+    found = evaluate(originals, decoded, metrics=["lsd"])
     assert [row.file for row in found.rows] == ["speaker/c.wav"]
-    assert values(found, "decoded", "mel") == [pytest.approx(0, abs=1e-2)]
+    assert values(found, "decoded", "lsd") == [pytest.approx(0, abs=0.1)]
     assert found.notes == ["2 of 3 originals have no decoded file."]
 
 
 def test_a_decoded_file_of_another_length_is_measured_and_noted(originals, tmp_path):
     soundfile.write(tmp_path / "short.wav", sound(4000, 1), RATE)
-    found = evaluate(originals / "a.wav", tmp_path / "short.wav", metrics=["mel"])
+    found = evaluate(originals / "a.wav", tmp_path / "short.wav", metrics=["lsd"])
     assert found.notes == [f"{tmp_path / 'short.wav'} is 0.25 s shorter than it was."]
-    assert values(found, "short.wav", "mel")[0] > 0.1
+    assert values(found, "short.wav", "lsd")[0] > 0.1
 
 
 def test_a_model_is_run_at_each_number_of_levels(originals):
@@ -168,9 +168,9 @@ def test_progress_counts_every_file(originals):
 def test_what_is_not_installed_is_noted_and_the_rest_goes_on(originals, monkeypatch, no_tools):
     monkeypatch.setattr(metrics, "_installed", lambda package: package not in ("pesq", "pystoi"))
     found = evaluate(
-        originals, originals, peers=["opus:6"], metrics=["pesq", "stoi", "mel"], limit=1
+        originals, originals, peers=["opus:6"], metrics=["pesq", "stoi", "lsd"], limit=1
     )
-    assert found.metrics == ["mel"]
+    assert found.metrics == ["lsd"]
     assert found.systems == ["originals"]
     assert found.notes == [
         "PESQ needs pesq: pip install 'audiovq[eval]'.",
@@ -281,17 +281,17 @@ def test_files_that_do_not_fit_are_refused(originals, tmp_path):
 
 
 def test_the_dictionary_is_json_and_holds_every_file(originals):
-    found = evaluate(originals, originals, model=FakeModel(), n_q=[4], metrics=["mel"])
+    found = evaluate(originals, originals, model=FakeModel(), n_q=[4], metrics=["lsd"])
     again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert [system["system"] for system in again["systems"]] == ["originals", "fake n_q=4"]
     assert len(again["files"]) == 6
-    assert again["metrics"]["mel"] == {"label": "mel", "unit": "log10", "better": "lower"}
+    assert again["metrics"]["lsd"] == {"label": "LSD", "unit": "dB", "better": "lower"}
 
 
 def test_the_plot_is_a_picture_and_is_not_overwritten(originals, tmp_path):
     pytest.importorskip("matplotlib")
     found = evaluate(
-        originals, originals, model=FakeModel(), n_q=[1, 8], metrics=["mel", "lsd", "si_sdr"]
+        originals, originals, model=FakeModel(), n_q=[1, 8], metrics=["lsd", "si_sdr"]
     )
     path = tmp_path / "plot.png"
     plot_rate_quality(found, path)
@@ -327,7 +327,7 @@ def test_the_page_holds_all_it_links_to(originals, tmp_path):
             originals,
             model=FakeModel(),
             n_q=[1, 8],
-            metrics=["mel"],
+            metrics=["lsd"],
             audio_dir=temporary / "audio",
         )
         write_page(found, temporary)
