@@ -8,6 +8,7 @@ al. 2021 (residual levels, quantizer dropout); Defossez et al. 2024 (units besid
 stack).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -172,7 +173,7 @@ class ResidualQuantizer(nn.Module):
         self.project_in = nn.Linear(dim, config.codebook_dim)
         self.project_out = nn.Linear(config.codebook_dim, dim)
         kind = EMACodebook if config.codebook == "ema" else GradientCodebook
-        self.codebooks = nn.ModuleList(
+        self.codebooks: Sequence[EMACodebook | GradientCodebook] = nn.ModuleList(  # type: ignore[assignment]
             kind(config.codebook_size, config.codebook_dim) for _ in range(n_codebooks)
         )
 
@@ -257,7 +258,7 @@ class SplitQuantizer(nn.Module):
         self.acoustic = ResidualQuantizer(config, config.n_codebooks - 1)
 
     @property
-    def codebooks(self) -> list[nn.Module]:
+    def codebooks(self) -> list[EMACodebook | GradientCodebook]:
         """The codebooks of all levels."""
         return [*self.units.codebooks, *self.acoustic.codebooks]
 
@@ -324,11 +325,15 @@ class Search:
         self._norms = self.table.square().sum(dim=1)
         self._packed = PackedLinear(-2 * self.table, self._norms) if can_pack(table) else None
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """Index [M] of the nearest row for each row of x [M, D], float32."""
+    def scores(self, x: Tensor) -> Tensor:
+        """|x - e|^2 - |x|^2 for each row of x [M, D] and e of the table: [M, K], float32."""
         if self._packed is not None:
-            return self._packed(x).argmin(dim=1)
-        return torch.addmm(self._norms, x, self.table.t(), alpha=-2).argmin(dim=1)
+            return self._packed(x)
+        return torch.addmm(self._norms, x, self.table.t(), alpha=-2)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Index [M] of the nearest row for each row of x [M, D]."""
+        return self.scores(x).argmin(dim=1)
 
 
 def nearest(x: Tensor, table: Tensor) -> Tensor:

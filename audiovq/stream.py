@@ -1,20 +1,35 @@
 """Encoding and decoding piece by piece, with tokens that do not depend on the pieces.
 
-Floating-point sums depend on their order, and the order on the shapes of the matrices. So the
-encoder always computes one shape: a block of `block_frames` frames. A block that is not full yet is
-filled up with silence, which cannot reach the frames before it; only a full block moves the state.
-Whole files, chunks and live streams are the same blocks, and so give the same tokens.
+Floating-point sums depend on their order, and the order may depend on the shapes of the matrices
+and on the number of threads that share them. So the encoder computes on one thread, and in blocks
+of one shape, `block_frames` frames. A block that is not full yet is filled up with silence, which
+cannot reach the frames before it; only a full block moves the state. Whole files, chunks and live
+streams are the same blocks, and so give the same tokens.
+
+A live stream has one frame at a time. Where a block computed frame by frame is equal to the block
+at once, bit for bit, which is tried before it is relied on, a live stream computes single frames;
+elsewhere it computes the unfinished block anew with every frame, which costs more.
+
+More threads take runs of blocks side by side: a block depends on the receptive field before it and
+on nothing earlier, so a run that starts that much early, from silence, meets the state that the run
+before it leaves, bit for bit.
 """
 
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audiovq.config import ModelConfig
-from audiovq.layers import State
+from audiovq.layers import State, can_pack, packed
 from audiovq.network import Decoder, Encoder
-from audiovq.quantize import ResidualQuantizer, SplitQuantizer
+from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer
 
 DECODE_BLOCK = 64
 """Frames that are decoded at once when more are there: past this, no faster and more memory."""
@@ -27,6 +42,117 @@ class Codec(Protocol):
     encoder: Encoder
     quantizer: ResidualQuantizer | SplitQuantizer
     decoder: Decoder
+
+    def state_dict(self, *, keep_vars: bool = ...) -> dict[str, Tensor]:
+        """All tensors of the model."""
+
+
+class _Engine:
+    """A model as streams run it: weights packed for inference, codebooks with their searches."""
+
+    def __init__(self, model: Codec) -> None:
+        self.config = model.config
+        self.encoder = model.encoder
+        self.quantizer = model.quantizer
+        self.decoder = model.decoder
+        self.tables = [table.detach() for table in model.quantizer.tables()]
+        self.searches = [Search(table) for table in self.tables]
+        self.device = self.tables[0].device
+        self.initial_encoder_state: State = model.encoder.initial_state(1)
+        self.initial_decoder_state: State = model.decoder.initial_state(1)
+        if can_pack(self.tables[0]):
+            self.encoder = packed(model.encoder)
+            self.quantizer = packed(model.quantizer)
+            self.decoder = packed(model.decoder)
+        self.block = model.config.block_frames * model.config.hop_length  # samples
+        self.warm_up = -(-model.config.receptive_field // self.block)  # blocks
+
+    def encode_run(
+        self, wav: Tensor, state: State, n_q: int, *, skip: int = 0, piece: int | None = None
+    ) -> tuple[list[Tensor], State]:
+        """Codes of each piece of wav [1, 1, n * piece] but the first `skip`, on one thread.
+
+        A piece is a block, or `piece` samples.
+        """
+        codes = []
+        with torch.inference_mode(), _one_thread():
+            for samples in wav.split(piece or self.block, dim=2):
+                z, state = self.encoder(samples, state)
+                codes.append(self.quantizer.encode(z, self.searches[:n_q]))
+        return codes[skip:], state
+
+    def encode_runs(self, wav: Tensor, state: State, n_q: int) -> tuple[list[Tensor], State]:
+        """As `encode_run`, with as many threads as torch has and as are worth it."""
+        n_blocks = wav.shape[2] // self.block
+        n_runs = min(torch.get_num_threads(), n_blocks // (2 * self.warm_up))
+        if n_runs < 2 or self.device.type != "cpu":
+            return self.encode_run(wav, state, n_q)
+        # The first run needs no start ahead of it, so it takes that many blocks more.
+        share = (n_blocks + (n_runs - 1) * self.warm_up) / n_runs
+        starts = [0] + [
+            round(share + (run - 1) * (share - self.warm_up)) for run in range(1, n_runs)
+        ]
+        jobs = []
+        with ThreadPoolExecutor(n_runs) as pool:
+            for run, (start, end) in enumerate(zip(starts, [*starts[1:], n_blocks])):
+                skip = self.warm_up if run else 0
+                samples = wav[:, :, (start - skip) * self.block : end * self.block]
+                before = self.initial_encoder_state if run else state
+                jobs.append(pool.submit(self.encode_run, samples, before, n_q, skip=skip))
+            results = [job.result() for job in jobs]
+        return [codes for run_codes, _ in results for codes in run_codes], results[-1][1]
+
+    @cached_property
+    def takes_single_frames(self) -> bool:
+        """Whether frame by frame gives the numbers of a block at once, bit for bit, here.
+
+        The order of a kernel's sums does not depend on the data, so noise finds any difference.
+        """
+        generator = torch.Generator().manual_seed(0)
+        noise = 0.1 * torch.randn(1, 1, self.block, generator=generator).to(self.device)
+        units = self.quantizer
+        if isinstance(units, SplitQuantizer):
+            units = units.units
+
+        def compute(wav: Tensor, state: State) -> tuple[list[Tensor], State]:
+            z, state = self.encoder(wav, state)
+            x = units.project_in(z).flatten(0, 1)
+            return [z, x, self.searches[0].scores(x)], state
+
+        with torch.inference_mode(), _one_thread():
+            whole, state_of_whole = compute(noise, self.initial_encoder_state)
+            pieces, state = [], self.initial_encoder_state
+            for samples in noise.split(self.config.hop_length, dim=2):
+                piece, state = compute(samples, state)
+                pieces.append(piece)
+        joined = [torch.cat(parts, dim=-2) for parts in zip(*pieces)]
+        return all(map(torch.equal, [*joined, *state], [*whole, *state_of_whole]))
+
+
+_engines: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _engine(model: Codec) -> _Engine:
+    """The model's engine: made once, and anew when a tensor was replaced or written to since."""
+    versions = [(t.data_ptr(), t._version) for t in model.state_dict(keep_vars=True).values()]
+    known = _engines.get(model)
+    if known is None or known[0] != versions:
+        with torch.no_grad():
+            known = _engines[model] = (versions, _Engine(model))
+    return known[1]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Stream:
@@ -45,21 +171,15 @@ class Stream:
     """
 
     def __init__(self, model: Codec, n_q: int) -> None:
-        self._config = model.config
-        self._encoder = model.encoder
-        self._decoder = model.decoder
-        self._quantizer = model.quantizer
+        self._engine = engine = _engine(model)
         self._n_q = n_q
-        with torch.no_grad():
-            self._tables = model.quantizer.tables()
-        like = self._tables[0]
-        self._encoder_state: State = model.encoder.initial_state(1)
-        self._pending = like.new_zeros(1, 1, 0)  # samples of the block that is not full yet
+        self._encoder_state = engine.initial_encoder_state
+        self._pending = torch.zeros(1, 1, 0, device=engine.device)  # of the block not full yet
         # Of the pending block's frames, those sent already. The first frames of a signal count as
-        # sent: they have not seen their lookahead, and code t is that of encoder frame t + lookahead.
-        self._sent = self._config.lookahead
+        # sent: code t is that of encoder frame t + lookahead, which has seen frame t's lookahead.
+        self._sent = engine.config.lookahead
         self._n_samples = 0  # received by encode
-        self._decoder_state: State = model.decoder.initial_state(1)
+        self._decoder_state = engine.initial_decoder_state
         self._n_frames = 0  # received by decode
 
     def encode(self, wav: Tensor) -> Tensor:
@@ -67,10 +187,14 @@ class Stream:
 
         Frame t is known when sample (t + 1 + lookahead) * hop - 1 has come.
         """
-        return torch.cat([*self._full_blocks(wav), self._partial_block()], dim=2)
+        codes = self._full_blocks(wav)
+        if self._pending.shape[2] >= self._engine.config.hop_length:
+            single = self._engine.takes_single_frames
+            codes += self._single_frames() if single else self._partial_block()
+        return torch.cat([*codes, self._no_codes()], dim=2)
 
     def encode_blocks(self, wav: Tensor) -> Tensor:
-        """As `encode`, but only whole blocks: later, and without computing a block twice."""
+        """As `encode`, but only whole blocks: later, and in the fastest way."""
         return torch.cat([*self._full_blocks(wav), self._no_codes()], dim=2)
 
     def flush_encode(self) -> Tensor:
@@ -78,15 +202,15 @@ class Stream:
 
         The stream is as new afterwards.
         """
-        hop = self._config.hop_length
-        n_frames = -(-self._n_samples // hop) + self._config.lookahead
+        hop = self._engine.config.hop_length
+        n_frames = -(-self._n_samples // hop) + self._engine.config.lookahead
         n_missing = n_frames * hop - self._n_samples if self._n_samples else 0
-        codes = self.encode(self._pending.new_zeros(1, 1, n_missing))
-        self._encoder_state = self._encoder.initial_state(1)
+        codes = self._full_blocks(self._pending.new_zeros(1, 1, n_missing)) + self._partial_block()
+        self._encoder_state = self._engine.initial_encoder_state
         self._pending = self._pending[:, :, :0]
-        self._sent = self._config.lookahead
+        self._sent = self._engine.config.lookahead
         self._n_samples = 0
-        return codes
+        return torch.cat([*codes, self._no_codes()], dim=2)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Take codes [1, n_q, T], T >= 0; return the samples [1, 1, n] that are complete by now.
@@ -97,7 +221,8 @@ class Stream:
         outputs = [self._pending.new_zeros(1, 1, 0)]
         for block in codes.split(DECODE_BLOCK, dim=2):
             if block.shape[2]:
-                z_q = self._quantizer.decode(block, self._tables)
+                with torch.inference_mode():
+                    z_q = self._engine.quantizer.decode(block, self._engine.tables)
                 outputs.append(self._synthesise(z_q))
         return torch.cat(outputs, dim=2)
 
@@ -107,10 +232,10 @@ class Stream:
         The stream is as new afterwards.
         """
         wav = self._pending.new_zeros(1, 1, 0)
-        if self._n_frames and self._config.overlap_frames:
-            width = self._config.channels[-1]
-            wav = self._synthesise(wav.new_zeros(1, self._config.overlap_frames, width))
-        self._decoder_state = self._decoder.initial_state(1)
+        if self._n_frames and self._engine.config.overlap_frames:
+            width = self._engine.config.channels[-1]
+            wav = self._synthesise(wav.new_zeros(1, self._engine.config.overlap_frames, width))
+        self._decoder_state = self._engine.initial_decoder_state
         self._n_frames = 0
         return wav
 
@@ -147,44 +272,55 @@ class Stream:
         self._pending = state["pending"].clone()
         self._sent, self._n_samples, self._n_frames = (int(n) for n in state["counts"])
 
-    @property
-    def _block(self) -> int:
-        return self._config.block_frames * self._config.hop_length
-
     def _no_codes(self) -> Tensor:
         return torch.zeros(1, self._n_q, 0, dtype=torch.int64, device=self._pending.device)
 
-    @torch.no_grad()
     def _full_blocks(self, wav: Tensor) -> list[Tensor]:
         self._n_samples += wav.shape[2]
-        pending = torch.cat([self._pending, wav], dim=2)
-        n_full = pending.shape[2] // self._block
-        self._pending = pending[:, :, n_full * self._block :].clone()
-        outputs = []
-        for block in pending[:, :, : n_full * self._block].split(self._block, dim=2):
-            if block.shape[2]:
-                codes, self._encoder_state = self._encode_block(block)
-                outputs.append(codes[:, :, self._sent :])
-                self._sent = 0
-        return outputs
+        self._pending = torch.cat([self._pending, wav.detach()], dim=2)
+        n_full = self._pending.shape[2] // self._engine.block * self._engine.block
+        if not n_full:
+            return []
+        codes, self._encoder_state = self._engine.encode_runs(
+            self._take(n_full), self._encoder_state, self._n_q
+        )
+        codes[0] = codes[0][:, :, self._sent :]
+        self._sent = 0
+        return codes
 
-    @torch.no_grad()
-    def _partial_block(self) -> Tensor:
-        n_complete = self._pending.shape[2] // self._config.hop_length
+    def _single_frames(self) -> list[Tensor]:
+        """The codes of the complete frames of a block that is not full; they move the state."""
+        hop = self._engine.config.hop_length
+        n_complete = self._pending.shape[2] // hop * hop
+        if not n_complete:
+            return []
+        codes, self._encoder_state = self._engine.encode_run(
+            self._take(n_complete), self._encoder_state, self._n_q, piece=hop
+        )
+        n_early, self._sent = self._sent, max(0, self._sent - len(codes))
+        return codes[n_early:]
+
+    def _partial_block(self) -> list[Tensor]:
+        """The same codes from a block filled up with silence; the state stays where it was."""
+        n_samples = self._pending.shape[2]
+        n_complete = n_samples // self._engine.config.hop_length
         if n_complete <= self._sent:
-            return self._no_codes()
-        padded = torch.nn.functional.pad(self._pending, (0, self._block - self._pending.shape[2]))
-        codes, _ = self._encode_block(padded)
+            return []
+        block = F.pad(self._pending, (0, self._engine.block - n_samples))
+        (codes,), _ = self._engine.encode_run(block, self._encoder_state, self._n_q)
         first, self._sent = self._sent, n_complete
-        return codes[:, :, first:n_complete]
+        return [codes[:, :, first:n_complete]]
 
-    def _encode_block(self, wav: Tensor) -> tuple[Tensor, State]:
-        z, state = self._encoder(wav, self._encoder_state)
-        return self._quantizer.encode(z, self._tables[: self._n_q]), state
+    def _take(self, n_samples: int) -> Tensor:
+        taken, self._pending = self._pending.split(
+            [n_samples, self._pending.shape[2] - n_samples], dim=2
+        )
+        self._pending = self._pending.clone()
+        return taken
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _synthesise(self, z_q: Tensor) -> Tensor:
-        wav, self._decoder_state = self._decoder(z_q, self._decoder_state)
-        n_early = self._config.overlap_frames - self._n_frames  # frames before the first sample
+        wav, self._decoder_state = self._engine.decoder(z_q, self._decoder_state)
+        n_early = self._engine.config.overlap_frames - self._n_frames  # before the first sample
         self._n_frames += z_q.shape[1]
-        return wav[:, :, max(0, n_early) * self._config.hop_length :]
+        return wav[:, :, max(0, n_early) * self._engine.config.hop_length :]
