@@ -510,4 +510,4 @@ def main(prepare_corpus: Callable[[Path, Path], Report]) -> None:
     except (AssertionError, KeyError, OSError, ValueError) as error:  # what lhotse raises
         sys.exit(f"{corpus_dir} could not be prepared; is it the corpus's own folder? ({error!r})")
     print(report.summary())
-    print(f"Wrote {out_dir}/: train.jsonl.gz, validation.jsonl.gz and report.json.")
+    print(f"Wrote the manifests and report.json to {out_dir}.")

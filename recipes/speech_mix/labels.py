@@ -1,0 +1,108 @@
+"""Phone labels of English recordings with transcripts, by forced alignment with pocketsphinx.
+
+    python recipes/speech_mix/labels.py OUT_DIR MANIFEST...
+
+Needs the package pocketsphinx, whose wheel holds its English model. OUT_DIR gets
+`<recording id>.npy`, int8 [frames] at 50 frames a second, and phones.txt: line i names label i.
+Recordings without a text, not in English, or with words that the dictionary lacks are left out.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from audiovq.data import read_crop
+from audiovq.files import FileRefused, atomic_output
+
+SAMPLE_RATE = 16_000
+HOP = 320
+PHONES = (
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W "
+    "Y Z ZH SIL"
+).split()
+"""ARPAbet without stress; silence and noises are SIL."""
+
+
+def main(out: Path, manifests: Annotated[list[Path], typer.Argument()]) -> None:
+    """Write phone labels of all English recordings with texts that the manifests list."""
+    from lhotse import CutSet
+    from pocketsphinx import Decoder, get_model_path
+
+    dictionary = Path(get_model_path()) / "en-us" / "cmudict-en-us.dict"
+    known = {line.split()[0] for line in dictionary.read_text().splitlines() if line.strip()}
+    # Without bestpath and with beams this wide nearly every utterance is aligned.
+    decoder = Decoder(
+        lm=None, loglevel="FATAL", bestpath=False, beam=1e-200, wbeam=1e-200, pbeam=1e-200
+    )
+    with atomic_output(out / "phones.txt", overwrite=True) as temporary:
+        temporary.write_text("\n".join(PHONES) + "\n")
+    written = seen = 0
+    for cut in (cut for path in manifests for cut in CutSet.from_jsonl_lazy(path)):
+        seen += 1
+        path = out / f"{cut.id}.npy"
+        supervision = cut.supervisions[0]
+        words = spoken(supervision.text or "", known)
+        if not words or supervision.language not in ("en", "English"):
+            continue
+        if not path.is_file():
+            source = cut.recording.sources[0].source
+            n_samples = round(cut.duration * SAMPLE_RATE)
+            try:
+                wav = read_crop(source, round(cut.start * SAMPLE_RATE), n_samples, SAMPLE_RATE)
+                labels = align(decoder, wav, words)
+            except (FileRefused, RuntimeError) as error:
+                print(f"{cut.id} is left out: {error}", file=sys.stderr)
+                continue
+            with atomic_output(path) as temporary:
+                np.save(temporary, labels)
+        written += 1
+    print(f"Wrote {written} of {seen} recordings to {out}; name it as data.labels_folder.")
+
+
+def spoken(text: str, known: set[str]) -> list[str]:
+    """The words of a text as the dictionary has them; none when it lacks one."""
+    words = re.findall(r"[a-z']+", text.lower().replace("-", " "))
+    words = [word if word in known else word.strip("'") for word in words]
+    words = [word for word in words if word]
+    return words if all(word in known for word in words) else []
+
+
+def align(decoder, wav: np.ndarray, words: list[str]) -> np.ndarray:
+    """Label of each frame of a recording [N]: that of its middle. int8 [ceil(N / HOP)]."""
+    pcm = (np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes()
+    decoder.set_align_text(" ".join(words))
+    decode(decoder, pcm)
+    if decoder.hyp() is None:
+        raise RuntimeError("its words do not fit its sound")
+    decoder.set_alignment()  # now phones within those words
+    decode(decoder, pcm)
+    segments = [
+        (phone.name, phone.start, phone.duration)
+        for word in decoder.get_alignment()
+        for phone in word
+    ]
+    return frame_labels(segments, -(-len(wav) // HOP))
+
+
+def decode(decoder, pcm: bytes) -> None:
+    """One pass of the decoder over 16-bit samples."""
+    decoder.start_utt()
+    decoder.process_raw(pcm, full_utt=True)
+    decoder.end_utt()
+
+
+def frame_labels(segments: list[tuple[str, int, int]], n_frames: int) -> np.ndarray:
+    """Labels of frames of 20 ms from (phone, start, duration) in steps of 10 ms."""
+    steps = np.full(2 * n_frames, PHONES.index("SIL"), np.int8)
+    for name, start, duration in segments:
+        phone = re.sub(r"\d", "", name)
+        steps[start : start + duration] = PHONES.index(phone if phone in PHONES else "SIL")
+    return steps[1::2].copy()
+
+
+if __name__ == "__main__":
+    typer.run(main)
