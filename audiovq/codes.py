@@ -1,6 +1,7 @@
 """Token files: `.npy`, plain and readable anywhere, and `.avq`, compact and checked.
 
-`.npy` holds a uint16 array [n_q, T] and nothing else. `.avq` is a bitstream:
+`.npy` holds a uint16 array [n_q, T] and nothing else. `.avq` is a bitstream of one of two forms,
+which the magic tells apart. A whole recording:
 
     bytes   field
     4       magic "AVQ1" (the last character is the format's version)
@@ -9,6 +10,24 @@
     m       codes, frame by frame, level by level, ceil(log2 K) bits each, zero bits to a byte
     4       CRC32 of all bytes before it, big-endian
 
+A live stream, whose length is not known when it begins (`StreamWriter`, `StreamReader`):
+
+    bytes   field
+    4       magic "AVQS"
+    2, n    length and header as above, but for n_samples, which is 0
+    4       CRC32 of all bytes before it
+    then any number of chunks:
+    2       number of frames in the chunk, 1 .. 65535, big-endian
+    m       codes of these frames, packed as above, zero bits to a byte
+    4       CRC32 of all bytes before it, from the start of the stream
+    and the end:
+    2       0
+    8       number of samples, big-endian
+    4       CRC32 of all bytes before it
+
+Because each checksum covers all that came before, a chunk that is lost, doubled or moved is found.
+A stored live stream is a token file like any other.
+
 Nothing is ever unpickled.
 """
 
@@ -16,14 +35,17 @@ import io
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from audiovq.files import FileRefused, atomic_output
 
 MAGIC = b"AVQ1"
+STREAM_MAGIC = b"AVQS"
 TOKEN_SUFFIXES = (".npy", ".avq")
 
 
@@ -44,13 +66,15 @@ class Header:
     n_q: int
     """Levels of the codes."""
     n_samples: int
-    """Samples of the audio, at `sample_rate`; ceil(n_samples / hop_length) frames."""
+    """Samples of the audio, at `sample_rate`; ceil(n_samples / hop_length) frames. 0 while a live
+    stream goes on."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and (type(value) is not int or value < 1):
-                raise ValueError(f"{field.name} must be a whole number >= 1, not {value!r}.")
+            least = 0 if field.name == "n_samples" else 1
+            if field.type in (int, "int") and (type(value) is not int or value < least):
+                raise ValueError(f"{field.name} must be a whole number >= {least}, not {value!r}.")
             if field.type in (str, "str") and type(value) is not str:
                 raise ValueError(f"{field.name} must be text, not {value!r}.")
         if self.codebook_size > 1 << 16:
@@ -138,46 +162,159 @@ def unpack_tokens(data: bytes, name: str = "the stream") -> Tokens:
 def pack_avq(indices: np.ndarray, header: Header) -> bytes:
     """Codes [n_q, T] and their header as the bytes of an `.avq` file."""
     codes = _as_uint16(indices)
-    if codes.shape != (header.n_q, header.n_frames):
+    if codes.shape != (header.n_q, header.n_frames) or not codes.size:
         raise ValueError(
             f"codes of shape {codes.shape} do not match the header, which says "
             f"{(header.n_q, header.n_frames)}."
         )
-    if int(codes.max(initial=0)) >= header.codebook_size:
-        raise ValueError(
-            f"code {int(codes.max())} is out of range; codes are 0..{header.codebook_size - 1}."
-        )
-    head = json.dumps(asdict(header), separators=(",", ":")).encode()
-    shifts = np.arange(header.bits_per_code - 1, -1, -1, dtype=np.uint16)
-    bits = (codes.T[..., None] >> shifts) & 1  # [T, n_q, bits]
-    body = MAGIC + struct.pack(">H", len(head)) + head + np.packbits(bits.astype(bool)).tobytes()
+    body = MAGIC + _pack_header(header) + _pack_codes(codes, header)
     return body + struct.pack(">I", zlib.crc32(body))
 
 
 def unpack_avq(data: bytes, name: str = "the stream") -> Tokens:
-    """The inverse of `pack_avq`; `name` stands in the messages of `FileRefused`."""
+    """The codes and header of an `.avq` file of either form; `name` stands in `FileRefused`'s
+    messages."""
+    if data[:4] == STREAM_MAGIC:
+        reader = StreamReader(io.BytesIO(data), name)
+        codes = np.concatenate([np.zeros((reader.header.n_q, 0), np.uint16), *reader], axis=1)
+        if not codes.size:
+            raise FileRefused(f"{name} holds no tokens; its stream ended before the first frame.")
+        return Tokens(codes, reader.header)
     if data[:3] != MAGIC[:3]:
         raise FileRefused(f"{name} is not an .avq token file; encode it with audiovq.")
     if data[3:4] != MAGIC[3:4]:
         raise FileRefused(f"{name} is in a newer .avq format; update audiovq to read it.")
-    damaged = FileRefused(f"{name} is damaged or cut short; encode the audio again.")
     if len(data) < 10 or zlib.crc32(data[:-4]) != struct.unpack(">I", data[-4:])[0]:
-        raise damaged
+        raise _damaged(name)
     (n_head,) = struct.unpack(">H", data[4:6])
+    header = _unpack_header(data[6 : 6 + n_head], name)
+    if not header.n_samples:
+        raise _damaged(name)
+    return Tokens(_unpack_codes(data[6 + n_head : -4], header.n_frames, header, name), header)
+
+
+class StreamWriter:
+    """Writes a live stream to `file`, each chunk at once.
+
+    `header` is that of the stream with n_samples 0. Raises `ValueError` for codes that do not match
+    it.
+    """
+
+    def __init__(self, file: BinaryIO, header: Header) -> None:
+        self.header = replace(header, n_samples=0)
+        self._file = file
+        self._crc = 0
+        self._write(STREAM_MAGIC + _pack_header(self.header))
+
+    def write(self, indices: np.ndarray) -> None:
+        """Send codes [n_q, T]; of T = 0, nothing."""
+        codes = _as_uint16(indices)
+        if len(codes) != self.header.n_q:
+            raise ValueError(f"codes have {len(codes)} levels; the header says {self.header.n_q}.")
+        for start in range(0, codes.shape[1], 0xFFFF):
+            part = codes[:, start : start + 0xFFFF]
+            self._write(struct.pack(">H", part.shape[1]) + _pack_codes(part, self.header))
+
+    def end(self, n_samples: int) -> None:
+        """End the stream, which stands for `n_samples` samples."""
+        self._write(struct.pack(">HQ", 0, n_samples))
+
+    def _write(self, data: bytes) -> None:
+        self._crc = zlib.crc32(data, self._crc)
+        data += struct.pack(">I", self._crc)
+        self._crc = zlib.crc32(data[-4:], self._crc)
+        self._file.write(data)
+        self._file.flush()
+
+
+class StreamReader:
+    """Reads a live stream: iterate for the codes uint16 [n_q, T] of each chunk as it comes.
+
+    After the last chunk, `header.n_samples` is the number of samples; before, it is 0.
+    Raises `FileRefused` when the stream is foreign, altered, or ends before its end.
+    """
+
+    def __init__(self, file: BinaryIO, name: str = "the stream") -> None:
+        self._file = file
+        self._name = name
+        self._crc = 0
+        magic = self._read(4)
+        if magic != STREAM_MAGIC:
+            raise FileRefused(f"{name} is not a live .avq stream; audiovq stream encode makes one.")
+        (n_head,) = struct.unpack(">H", self._read(2))
+        head = self._read(n_head)
+        self._check()
+        self.header = _unpack_header(head, name)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        n_frames = 0
+        while True:
+            (n_new,) = struct.unpack(">H", self._read(2))
+            if not n_new:
+                break
+            n_bits = n_new * self.header.n_q * self.header.bits_per_code
+            packed = self._read(-(-n_bits // 8))
+            self._check()
+            yield _unpack_codes(packed, n_new, self.header, self._name)
+            n_frames += n_new
+        (n_samples,) = struct.unpack(">Q", self._read(8))
+        self._check()
+        self.header = replace(self.header, n_samples=n_samples)
+        if self.header.n_frames != n_frames or self._file.read(1):
+            raise _damaged(self._name)
+
+    def _read(self, n_bytes: int) -> bytes:
+        data = self._file.read(n_bytes)
+        if len(data) < n_bytes:
+            raise FileRefused(f"{self._name} broke off before its end.")
+        self._crc = zlib.crc32(data, self._crc)
+        return data
+
+    def _check(self) -> None:
+        crc = self._crc
+        if struct.unpack(">I", self._read(4))[0] != crc:
+            raise _damaged(self._name)
+
+
+def _damaged(name: str) -> FileRefused:
+    return FileRefused(f"{name} is damaged or cut short; encode the audio again.")
+
+
+def _pack_header(header: Header) -> bytes:
+    head = json.dumps(asdict(header), separators=(",", ":")).encode()
+    return struct.pack(">H", len(head)) + head
+
+
+def _unpack_header(head: bytes, name: str) -> Header:
     try:
-        header = Header(**json.loads(data[6 : 6 + n_head]))
+        return Header(**json.loads(head))
     except (TypeError, ValueError) as error:
-        raise damaged from error
-    packed = np.frombuffer(data[6 + n_head : -4], dtype=np.uint8)
-    n_bits = header.n_frames * header.n_q * header.bits_per_code
+        raise _damaged(name) from error
+
+
+def _pack_codes(codes: np.ndarray, header: Header) -> bytes:
+    """Codes [n_q, T] as bits, frame by frame, filled up to a byte."""
+    if int(codes.max(initial=0)) >= header.codebook_size:
+        raise ValueError(
+            f"code {int(codes.max())} is out of range; codes are 0..{header.codebook_size - 1}."
+        )
+    shifts = np.arange(header.bits_per_code - 1, -1, -1, dtype=np.uint16)
+    bits = (codes.T[..., None] >> shifts) & 1  # [T, n_q, bits]
+    return np.packbits(bits.astype(bool)).tobytes()
+
+
+def _unpack_codes(data: bytes, n_frames: int, header: Header, name: str) -> np.ndarray:
+    """The inverse of `_pack_codes`: uint16 [n_q, n_frames]."""
+    packed = np.frombuffer(data, dtype=np.uint8)
+    n_bits = n_frames * header.n_q * header.bits_per_code
     if len(packed) != -(-n_bits // 8):
-        raise damaged
+        raise _damaged(name)
     bits = np.unpackbits(packed, count=n_bits).reshape(-1, header.bits_per_code)
     weights = 1 << np.arange(header.bits_per_code - 1, -1, -1, dtype=np.int64)
-    codes = (bits @ weights).reshape(header.n_frames, header.n_q).T
+    codes = (bits @ weights).reshape(n_frames, header.n_q).T
     if codes.max(initial=0) >= header.codebook_size:
-        raise damaged
-    return Tokens(np.ascontiguousarray(codes.astype(np.uint16)), header)
+        raise _damaged(name)
+    return np.ascontiguousarray(codes.astype(np.uint16))
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -209,9 +346,7 @@ def _parse_npy(data: bytes, path: str | Path) -> np.ndarray:
 def _as_uint16(indices: np.ndarray) -> np.ndarray:
     array = np.asarray(indices)
     if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"codes must be whole numbers [n_q, T], not {array.dtype} {array.shape}."
-        )
+        raise ValueError(f"codes must be whole numbers [n_q, T], not {array.dtype} {array.shape}.")
     if array.size and (array.min() < 0 or array.max() > 0xFFFF):
         raise ValueError("codes must be in 0..65535.")
     return np.ascontiguousarray(array.astype(np.uint16))
