@@ -19,6 +19,7 @@ import typer
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 LOSSES = {
     "mel": "mel distance",
@@ -43,8 +44,15 @@ def main(
     lines = read_metrics(metrics)
     steps, hours = clock(lines)
     figure, axes = plt.subplots(3, 2, figsize=(12, 11), sharex=True, layout="constrained")
-    draw_losses(axes[0, 0], lines, ("mel", "commitment", "adversarial", "feature"), "losses")
-    draw_losses(axes[0, 1], lines, ("waveform", "teacher", "labels"), "losses")
+    draw_losses(
+        axes[0, 0],
+        lines,
+        ("mel", "commitment", "adversarial", "feature"),
+        "losses, before their weights",
+    )
+    draw_losses(
+        axes[0, 1], lines, ("waveform", "teacher", "labels"), "losses, before their weights"
+    )
     draw_levels(axes[1, 0], lines, "perplexity")
     draw_levels(axes[1, 1], lines, "active")
     draw_validation(axes[2, 0], lines, "mel", "mel distance")
@@ -119,6 +127,8 @@ def draw_losses(
         if steps:
             axis.plot(steps, values, label=LOSSES[name], linewidth=1.2)
     axis.set_yscale("log")
+    for setter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        setter(FuncFormatter(_plain))
     axis.set_title(title, fontsize=10, loc="left")
 
 
@@ -133,7 +143,7 @@ def draw_levels(axis: Axes, lines: list[dict[str, Any]], name: str) -> None:
     for level in range(table.shape[1]):
         color, width = ("black", 1.8) if level == 0 else (colors[level], 1.0)
         axis.plot(steps, table[:, level], color=color, linewidth=width, label=f"level {level}")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.08 * table.max())
     title = "perplexity of each level" if name == "perplexity" else "active codes of each level"
     axis.set_title(f"{title}, over a window of steps", fontsize=10, loc="left")
 
@@ -149,8 +159,18 @@ def draw_validation(axis: Axes, lines: list[dict[str, Any]], name: str, title: s
         axis.plot(steps, values, "o--", color="0.5", markersize=3, label="not quantized")
     for color, n_q in zip(colors, sorted(counts), strict=False):
         steps, values = series(lines, f"{prefix}n_q_{n_q}")
-        axis.plot(steps, values, "o-", color=color, markersize=3, label=f"{n_q} levels")
+        axis.plot(steps, values, "o-", color=color, markersize=3, label=_levels(n_q))
     axis.set_title(f"validation: {title}", fontsize=10, loc="left")
+
+
+def _plain(value: float, _: object) -> str:
+    """Labels of a logarithmic axis: 1, 2 and 5 of each power of ten."""
+    digit = value / 10 ** np.floor(np.log10(value) + 1e-9)
+    return f"{value:g}" if round(digit) in (1, 2, 5) else ""
+
+
+def _levels(count: int) -> str:
+    return "1 level" if count == 1 else f"{count} levels"
 
 
 if __name__ == "__main__":
