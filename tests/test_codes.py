@@ -1,0 +1,217 @@
+"""Token files: exact round trips, and nothing damaged or foreign gets in."""
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from audiovq import FileRefused, Header, read_tokens, write_avq, write_npy
+from audiovq.codes import StreamReader, StreamWriter, pack_avq, read_avq, unpack_avq
+
+HEADER = Header("a model", "0123456789abcdef", 16_000, 320, 1024, 3, 320 * 7 - 5)
+
+
+def codes_like(header: Header, rng: np.random.Generator, n_frames: int | None = None) -> np.ndarray:
+    shape = (header.n_q, header.n_frames if n_frames is None else n_frames)
+    return rng.integers(header.codebook_size, size=shape, dtype=np.uint16)
+
+
+def live_stream(codes: np.ndarray, header: Header, n_samples: int, chunk: int = 2) -> bytes:
+    buffer = io.BytesIO()
+    writer = StreamWriter(buffer, header)
+    for start in range(0, codes.shape[1], chunk):
+        writer.write(codes[:, start : start + chunk])
+    writer.end(n_samples)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def codes(rng):
+    return codes_like(HEADER, rng)
+
+
+@pytest.fixture(params=["whole", "live"])
+def data(request, codes):
+    """The bytes of an .avq file of either form."""
+    if request.param == "whole":
+        return pack_avq(codes, HEADER)
+    return live_stream(codes, HEADER, HEADER.n_samples)
+
+
+@pytest.mark.parametrize("codebook_size", [1, 2, 5, 1000, 1024, 65_536])
+@pytest.mark.parametrize("n_q", [1, 8])
+@pytest.mark.parametrize("n_samples", [1, 320, 321, 9_999])
+def test_files_give_back_what_was_written(tmp_path, rng, codebook_size, n_q, n_samples):
+    header = Header("modèle", "ff", 16_000, 320, codebook_size, n_q, n_samples)
+    codes = codes_like(header, rng)
+    codes[0, 0] = codebook_size - 1
+    write_avq(tmp_path / "a.avq", codes, header)
+    write_npy(tmp_path / "a.npy", codes)
+    (tmp_path / "live.avq").write_bytes(live_stream(codes, header, n_samples))
+    for name, expected in (("a.avq", header), ("a.npy", None), ("live.avq", header)):
+        tokens = read_tokens(tmp_path / name)
+        np.testing.assert_array_equal(tokens.indices, codes)
+        assert tokens.indices.dtype == np.uint16
+        assert tokens.header == expected
+
+
+def test_avq_takes_ten_bits_for_a_code_of_1024(codes):
+    head = len(json.dumps(HEADER.__dict__, separators=(",", ":")))
+    assert len(pack_avq(codes, HEADER)) == 4 + 2 + head + -(-codes.size * 10 // 8) + 4
+
+
+def test_the_first_bits_are_the_first_code_by_hand():
+    header = Header("m", "f", 16_000, 320, 8, 2, 640)
+    data = pack_avq(np.array([[5, 1], [2, 7]]), header)
+    # Frame 0 is 101 010, frame 1 is 001 111: 1010 1000 1111 0000.
+    assert data[-6:-4] == bytes([0b10101000, 0b11110000])
+    assert data[-4:] == struct.pack(">I", zlib.crc32(data[:-4]))
+
+
+def test_a_flipped_bit_anywhere_is_refused(data):
+    for position in range(len(data)):
+        for bit in (0, 7):
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << bit
+            with pytest.raises(FileRefused):
+                unpack_avq(bytes(flipped))
+
+
+def test_every_shorter_file_is_refused(data):
+    for length in range(len(data)):
+        with pytest.raises(FileRefused):
+            unpack_avq(data[:length])
+
+
+def test_a_longer_file_is_refused(data):
+    for more in (b"\0", data):
+        with pytest.raises(FileRefused):
+            unpack_avq(data + more)
+
+
+def test_chunks_that_are_lost_doubled_or_moved_are_refused(codes):
+    chunk = live_stream(codes, HEADER, HEADER.n_samples, chunk=1)
+    size = 2 + -(-HEADER.n_q * 10 // 8) + 4
+    end = 2 + 8 + 4
+    head = chunk[: len(chunk) - end - size * HEADER.n_frames]
+    parts = [chunk[len(head) + size * i :][:size] for i in range(HEADER.n_frames)]
+    assert head + b"".join(parts) + chunk[-end:] == chunk
+    for wrong in (parts[1:], [parts[0], *parts], [parts[1], parts[0], *parts[2:]]):
+        with pytest.raises(FileRefused):
+            unpack_avq(head + b"".join(wrong) + chunk[-end:])
+
+
+def test_a_live_stream_is_read_as_it_comes(codes):
+    data = live_stream(codes, HEADER, HEADER.n_samples)
+    reader = StreamReader(io.BytesIO(data[:-14]))  # the end has not come yet
+    assert reader.header.n_samples == 0
+    received = []
+    with pytest.raises(FileRefused, match="broke off"):
+        for chunk in reader:
+            received.append(chunk)
+    np.testing.assert_array_equal(np.concatenate(received, axis=1), codes)
+
+
+def test_the_sample_count_of_a_live_stream_must_fit_its_frames(codes):
+    for n_samples in (0, HEADER.n_samples - 320, HEADER.n_samples + 320):
+        with pytest.raises(FileRefused, match="damaged"):
+            unpack_avq(live_stream(codes, HEADER, n_samples))
+
+
+def test_a_live_stream_that_ended_at_once_holds_no_tokens(codes):
+    with pytest.raises(FileRefused, match="no tokens"):
+        unpack_avq(live_stream(codes[:, :0], HEADER, 0))
+
+
+def test_a_chunk_longer_than_its_counter_is_split(rng):
+    header = Header("m", "f", 16_000, 320, 2, 1, 70_000 * 320)
+    codes = codes_like(header, rng)
+    data = live_stream(codes, header, header.n_samples, chunk=70_000)
+    np.testing.assert_array_equal(unpack_avq(data).indices, codes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"RIFF....WAVE", b"AVQ", b"AVQ9" + bytes(40), b"{}", b"\x93NUMPY\x01\x00", bytes(100)],
+)
+def test_foreign_files_are_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    for read in (read_tokens, read_avq):
+        with pytest.raises(FileRefused, match="x"):
+            read(tmp_path / "x")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileRefused, match="does not exist"):
+        read_tokens(tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"model": 1}', b"\xff", b"null"])
+def test_a_header_of_the_wrong_kind_is_refused(header):
+    body = b"AVQ1" + struct.pack(">H", len(header)) + header
+    with pytest.raises(FileRefused, match="damaged"):
+        unpack_avq(body + struct.pack(">I", zlib.crc32(body)))
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    np.save(tmp_path / "p.npy", np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
+    with pytest.raises(FileRefused, match="not a token file"):
+        read_tokens(tmp_path / "p.npy")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((2, 3), np.float32),
+        np.zeros((2, 3), bool),
+        np.zeros(3, np.int64),
+        np.zeros((1, 2, 3), np.uint16),
+        np.zeros((2, 0), np.uint16),
+        np.array([[-1]]),
+        np.array([[65_536]]),
+    ],
+)
+def test_arrays_that_are_not_tokens_are_refused(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(FileRefused):
+        read_tokens(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, ">u2"])
+def test_any_whole_numbers_are_read_as_uint16(tmp_path, dtype):
+    np.save(tmp_path / "a.npy", np.array([[1, 2], [3, 100]], dtype))
+    indices = read_tokens(tmp_path / "a.npy").indices
+    assert indices.dtype == np.uint16
+    assert indices.tolist() == [[1, 2], [3, 100]]
+
+
+def test_codes_that_do_not_match_the_header_are_not_written(tmp_path, codes):
+    writer = StreamWriter(io.BytesIO(), HEADER)
+    for wrong in (codes[:2], codes[:, :-1], codes + 1024, codes.astype(float), codes[0]):
+        with pytest.raises(ValueError, match=r"codes?"):
+            write_avq(tmp_path / "a.avq", wrong, HEADER)
+    for wrong in (codes[:2], codes + 1024, codes.astype(float), codes[0]):
+        with pytest.raises(ValueError, match=r"codes?"):
+            writer.write(wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_exists_is_kept(tmp_path, codes):
+    (tmp_path / "a.avq").write_text("mine")
+    with pytest.raises(FileRefused, match="--force"):
+        write_avq(tmp_path / "a.avq", codes, HEADER)
+    assert (tmp_path / "a.avq").read_text() == "mine"
+    write_avq(tmp_path / "a.avq", codes, HEADER, overwrite=True)
+    assert read_tokens(tmp_path / "a.avq").header == HEADER
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_q": 0}, {"n_q": True}, {"n_samples": -1}, {"codebook_size": 65_537}, {"model": 3}],
+)
+def test_a_header_checks_its_fields(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Header(**(HEADER.__dict__ | change))
