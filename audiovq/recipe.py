@@ -210,7 +210,9 @@ def _build(kind: type, values: Any, where: str) -> Any:
         full = f"{where}.{name}" if where else name
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"the names are {', '.join(names)}."
+            hint = f"the names are {', '.join(names)}."
+            if near:
+                hint = f'did you mean "{full.removesuffix(name)}{near[0]}"?'
             raise ValueError(f'there is no setting "{full}"; {hint}')
         arguments[name] = _convert(types[name], value, full)
     try:

@@ -20,6 +20,14 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -107,11 +115,14 @@ class Window:
         return cls({}, torch.zeros(shape), torch.zeros(config.n_codebooks), time.perf_counter())
 
 
-def train(recipe: Recipe, out: str | Path, *, resume: bool = False) -> Path:
+def train(
+    recipe: Recipe, out: str | Path, *, resume: bool = False, console: Console | None = None
+) -> Path:
     """Run a recipe; checkpoints, logs and samples go to the folder `out`, which is returned.
 
     resume: go on from the newest checkpoint in `out`, if there is one. Otherwise `out` must not
     hold a run already.
+    console: where to draw a progress bar, when it is a terminal.
 
     Raises `FileRefused` for missing or unreadable data, and for a folder that is in use.
     """
@@ -131,7 +142,13 @@ def train(recipe: Recipe, out: str | Path, *, resume: bool = False) -> Path:
     )
     fabric.launch()
     torch.set_num_threads(settings.threads)
-    Run(recipe, out, fabric).run()
+    run = Run(recipe, out, fabric)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    quiet = console is None or not console.is_terminal or not fabric.is_global_zero
+    with Progress(*columns, console=console, disable=quiet) as progress:
+        task = progress.add_task("steps", total=recipe.train.steps, completed=run.step)
+        for step in run.steps():
+            progress.update(task, completed=step)
     return out
 
 
@@ -172,8 +189,8 @@ class Run:
         """The codec inside the generator."""
         return self.module.model
 
-    def run(self) -> None:
-        """From the current step to the last one."""
+    def steps(self) -> Iterator[int]:
+        """Train from the current step to the last one; yield the number of steps done."""
         settings = self.recipe.train
         if self.fabric.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -196,6 +213,7 @@ class Run:
                 self._validate()
             if self.step % settings.checkpoint_every == 0 or last:
                 self._save()
+            yield self.step
 
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step

@@ -1,9 +1,12 @@
 """`audiovq train`: from a recipe to a model."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.logging import RichHandler
 
 
 def train(
@@ -28,5 +31,11 @@ def train(
     settings = read_recipe(recipe, changes)
     from audiovq.train import train as run
 
-    folder = run(settings, out or Path("runs") / recipe.resolve().parent.name, resume=resume)
+    console = Console(stderr=True)
+    if console.is_terminal:  # so that log lines and the progress bar do not cross
+        logger = logging.getLogger("audiovq")
+        logger.propagate = False
+        logger.addHandler(RichHandler(console=console, show_path=False, show_level=False))
+    target = out or Path("runs") / recipe.resolve().parent.name
+    folder = run(settings, target, resume=resume, console=console)
     typer.echo(f"wrote {folder}; audiovq export {folder} -o MODEL_DIR makes a model of it")
