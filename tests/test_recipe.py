@@ -85,7 +85,7 @@ def test_changes_override_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[train]\nstep = 3\n", r'no setting "train\.step"; did you mean "steps"'),
+        ("[train]\nstep = 3\n", r'no setting "train\.step"; did you mean "train.steps"'),
         ("[trian]\nsteps = 3\n", 'no setting "trian"; did you mean "train"'),
         ("[train]\nzzz = 3\n", "the names are steps, autoencoder_steps"),
         ("[train]\nsteps = 3.5\n", "train.steps must be a whole number, not 3.5"),
@@ -98,7 +98,7 @@ def test_changes_override_the_file(tmp_path):
         ("[train]\ndevices = 5\n", r"multiple of train.devices \(5\), not 12"),
         ("[model]\nlookahead = 3\n", "lookahead must be 0, 1 or 2"),
         ("[model]\nstrides = 4\n", "model.strides must be a list, not 4"),
-        ("[model]\ncodebook_sise = 4\n", 'did you mean "codebook_size"'),
+        ("[model]\ncodebook_sise = 4\n", 'did you mean "model.codebook_size"'),
     ],
 )
 def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, sentence):
@@ -117,7 +117,7 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, sentence)
         ("[data]\ntrain = 'a.jsonl'\n", "data.train must be a list"),
         ("[data]\ntrain = ['a.jsonl']\n", r"data.train\[0\] must be a section"),
         ("[data]\ntrain = [{ weight = 3 }]\n", r"data.train\[0\] is incomplete.*path"),
-        ("[data]\ntrain = [{ pat = 'a' }]\n", r'"data.train\[0\].pat"; did you mean "path"'),
+        ("[data]\ntrain = [{ pat = 'a' }]\n", r'"data.train\[0\].pat"; did you mean "data.train\[0\].path"'),
         (LEAST + "batch_size = 0\n", "data.batch_size must be at least 1"),
         (LEAST + "crop_seconds = 0.001\n", "crop_seconds must be at least one frame"),
         ("[data", "is not TOML"),

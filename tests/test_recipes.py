@@ -1,5 +1,6 @@
 """Each recipe on a tiny corpus laid out as the real one: prepare, then a step of training."""
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovq.data import read_manifest
+from audiovq.data import Cut, read_manifest
 from audiovq.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -155,6 +156,99 @@ def test_recipe(
     assert ("without a name" in printed) == (n_speakers == 0)
     assert f"{n_speakers} known" in printed
     train_one_step(name, tmp_path, monkeypatch)
+
+
+def speech_mix(root: Path) -> None:
+    rows = ["path corpus speaker language duration_s split licence source text".split()]
+    for number, (split, corpus) in enumerate(
+        [("train", "one"), ("train", "one"), ("train", "two"), ("heldout", "three"), ("other", "x")]
+    ):
+        path = f"{split}/{corpus}/{number}.flac"
+        speak(root / path, 16_000)
+        rows.append([path, corpus, f"s{number}", "en", "0.6", split, "CC0", "here", 'he said "yes'])
+    rows.append(["train/gone.flac", "two", "", "", "1", "train", "CC0", "here", ""])
+    (root / "manifest.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+
+
+def test_speech_mix_writes_a_manifest_for_each_corpus(tmp_path, monkeypatch, capsys):
+    speech_mix(tmp_path / "corpus")
+    prepare("speech_mix", [tmp_path / "corpus", tmp_path / "out"], monkeypatch)
+    printed = capsys.readouterr().out
+    written = {
+        path.relative_to(tmp_path / "out").as_posix(): [cut.id for cut in read_manifest(path)]
+        for path in (tmp_path / "out").rglob("*.jsonl.gz")
+    }
+    assert written == {
+        "train/one.jsonl.gz": ["train/one/0", "train/one/1"],
+        "train/two.jsonl.gz": ["train/two/2"],
+        "heldout.jsonl.gz": ["heldout/three/3"],
+    }
+    assert "gone.flac" in printed
+
+
+def test_speech_mix_trains_on_teacher_and_labels(tmp_path, monkeypatch):
+    from audiovq.train import train
+
+    speech_mix(tmp_path / "corpus")
+    out = tmp_path / "data" / "speech_mix"
+    prepare("speech_mix", [tmp_path / "corpus", out], monkeypatch)
+    raw = np.random.default_rng(0).normal(size=(3, 30, 4))
+    for name, features in zip(("one/0", "one/1", "two/2"), raw, strict=True):
+        for folder in ("raw", "labels"):
+            (out / folder / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(out / "raw" / "train" / f"{name}.npy", features)
+        np.save(out / "labels" / "train" / f"{name}.npy", np.zeros(30, np.int8))
+    teacher = runpy.run_path(str(RECIPES / "speech_mix" / "teacher.py"))
+    manifests = sorted((out / "train").glob("*.jsonl.gz"))
+    for _ in range(2):  # the second run finds everything there
+        teacher["main"](str(out / "raw"), out / "teacher", manifests)
+    monkeypatch.chdir(tmp_path)
+    settings = read_recipe(
+        RECIPES / "speech_mix" / "recipe.toml",
+        [
+            *TINY,
+            'data.train=[{path="data/speech_mix/train/one.jsonl.gz"}]',
+            "data.teacher_dim=4",
+            "train.log_every=1",
+        ],
+    )
+    train(settings, tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert metrics["teacher"] > 0
+    assert metrics["labels"] > 0
+
+
+def test_teacher_features_are_whitened():
+    teacher = runpy.run_path(str(RECIPES / "speech_mix" / "teacher.py"))
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(4000, 6)) @ rng.normal(size=(6, 6)) * [1, 1, 1, 1, 1, 50] + 3
+    mean, components = teacher["whitening"](iter(np.array_split(mixed, 7)))
+    whitened = (mixed - mean) @ components.T
+    assert whitened.mean(0) == pytest.approx(np.zeros(6), abs=1e-3)
+    assert np.cov(whitened.T) == pytest.approx(np.eye(6), abs=2e-3)
+    assert components.shape == (6, 6)
+
+
+def test_long_recordings_are_encoded_in_parts_on_the_same_frames(tmp_path):
+    """A teacher that sees only its own frame gives the same features in parts as at once."""
+    teacher = runpy.run_path(str(RECIPES / "speech_mix" / "teacher.py"))
+    n_frames = 3001
+    frames = np.arange(n_frames) / n_frames
+    soundfile.write(tmp_path / "a.wav", np.repeat(frames, 320)[:-100], 16_000, "FLOAT")
+    cut = Cut("a", str(tmp_path / "a.wav"), 0.0, n_frames * 0.02 - 100 / 16_000)
+    found = teacher["in_parts"](lambda wav: wav.reshape(-1, 320)[:, :1])(cut)
+    assert found[:, 0] == pytest.approx(frames, abs=1e-6)
+
+
+def test_labels_are_those_of_the_middle_of_each_frame():
+    labels = runpy.run_path(str(RECIPES / "speech_mix" / "labels.py"))
+    phones = labels["PHONES"]
+    assert len(phones) == 40
+    found = labels["frame_labels"]([("AH0", 0, 3), ("<sil>", 3, 2), ("T", 5, 9)], 4)
+    assert [phones[label] for label in found] == ["AH", "SIL", "T", "T"]
+    known = {"don't", "stop", "well"}
+    assert labels["spoken"]("Don't stop, 'well'!", known) == ["don't", "stop", "well"]
+    assert labels["spoken"]("Stop zork", known) == []
 
 
 @pytest.mark.parametrize("name", ["librispeech", "ljspeech", "vctk", "libritts", "commonvoice"])

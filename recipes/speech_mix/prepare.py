@@ -20,7 +20,7 @@ COLUMNS = "path corpus speaker language duration_s split licence source text".sp
 
 
 def speech_mix(corpus_dir: Path, out_dir: Path) -> Report:
-    """Write a manifest for each corpus of the split "train", and one of the split "heldout".
+    """Write train/CORPUS.jsonl.gz for the split "train", and heldout.jsonl.gz for "heldout".
 
     CORPUS_DIR holds manifest.tsv, a row a file, with the columns path (relative to it), corpus,
     speaker, language, duration_s, split, licence, source and text. A recording's id is its path
@@ -56,7 +56,7 @@ def speech_mix(corpus_dir: Path, out_dir: Path) -> Report:
     if not groups:
         raise FileRefused(f"{corpus_dir} holds no recording of the split train that can be read.")
     for name, members in groups.items():
-        write_manifest(members, out_dir / f"{name}.jsonl.gz")
+        write_manifest(members, out_dir / "train" / f"{name}.jsonl.gz")
     if held:
         write_manifest(shuffled(held), out_dir / "heldout.jsonl.gz")
     report.validation_split = "the table's own"
