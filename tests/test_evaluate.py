@@ -290,9 +290,7 @@ def test_the_dictionary_is_json_and_holds_every_file(originals):
 
 def test_the_plot_is_a_picture_and_is_not_overwritten(originals, tmp_path):
     pytest.importorskip("matplotlib")
-    found = evaluate(
-        originals, originals, model=FakeModel(), n_q=[1, 8], metrics=["lsd", "si_sdr"]
-    )
+    found = evaluate(originals, originals, model=FakeModel(), n_q=[1, 8], metrics=["lsd", "si_sdr"])
     path = tmp_path / "plot.png"
     plot_rate_quality(found, path)
     assert path.read_bytes().startswith(b"\x89PNG")
