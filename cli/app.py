@@ -31,6 +31,7 @@ EXTRAS = {
     "speechmos": "eval",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "visqol": "visqol",
     "sklearn": "units",
     "praatio": "units",
     "fastabx": "units",
