@@ -18,6 +18,7 @@ from .export import export
 from .info import info
 from .prepare import prepare
 from .spectrogram import spectrogram
+from .stream import stream
 from .train import train
 from .units import units
 
@@ -75,6 +76,7 @@ app = typer.Typer(
 )
 for command in (encode, decode, info, codebook, spectrogram, evaluate, prepare, train, export):
     app.command()(command)
+app.add_typer(stream, name="stream")
 app.add_typer(units, name="units")
 
 
