@@ -87,7 +87,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         # The operators that torch.compile emits for a linear layer with a constant weight.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
-        self.bias = bias.detach()
+        self.bias = bias.detach().clone()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class PackedBlock(nn.Module):
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
-        self.kernel = block.kernel.detach().unsqueeze(1)  # [kernel_size, 1, C]
+        self.kernel = block.kernel.detach().clone().unsqueeze(1)  # [kernel_size, 1, C]
         self.up = PackedLinear(block.up.weight, block.up.bias, "gelu")
         self.down = PackedLinear(block.down.weight, block.down.bias)
 
@@ -140,11 +140,13 @@ def packed(module: M) -> M:
         return cast(M, PackedBlock(module))
     if isinstance(module, nn.Linear):
         return cast(M, PackedLinear(module.weight, module.bias))
-    module = copy.copy(module)
-    module._modules = {
-        name: None if child is None else packed(child) for name, child in module._modules.items()
-    }
-    return module
+    children = {name: packed(child) for name, child in module.named_children()}
+    # Copied without its children, which would be copied for nothing.
+    shallow = copy.copy(module)
+    shallow._modules = {}
+    twin = copy.deepcopy(shallow).requires_grad_(False)
+    twin._modules = dict(children)
+    return twin
 
 
 class CausalStack(nn.Module):

@@ -15,6 +15,7 @@ on nothing earlier, so a run that starts that much early, from silence, meets th
 before it leaves, bit for bit.
 """
 
+import copy
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,18 +53,15 @@ class _Engine:
 
     def __init__(self, model: Codec) -> None:
         self.config = model.config
-        self.encoder = model.encoder
-        self.quantizer = model.quantizer
-        self.decoder = model.decoder
-        self.tables = [table.detach() for table in model.quantizer.tables()]
+        self.tables = [table.detach().clone() for table in model.quantizer.tables()]
         self.searches = [Search(table) for table in self.tables]
         self.device = self.tables[0].device
         self.initial_encoder_state: State = model.encoder.initial_state(1)
         self.initial_decoder_state: State = model.decoder.initial_state(1)
-        if can_pack(self.tables[0]):
-            self.encoder = packed(model.encoder)
-            self.quantizer = packed(model.quantizer)
-            self.decoder = packed(model.decoder)
+        own = packed if can_pack(self.tables[0]) else copy.deepcopy
+        self.encoder = own(model.encoder)
+        self.quantizer = own(model.quantizer)
+        self.decoder = own(model.decoder)
         self.block = model.config.block_frames * model.config.hop_length  # samples
         self.warm_up = -(-model.config.receptive_field // self.block)  # blocks
 
@@ -159,7 +157,8 @@ class Stream:
     """One signal on its way through a model. Any number of streams may share a model.
 
     Encoding and decoding are two independent halves: use either, or both. All tensors are of batch
-    1. The whole memory of a stream is `state_dict()`, plain tensors that can be saved and restored.
+    1. A stream runs the weights that the model had when the stream was made. The whole memory of a
+    stream is `state_dict()`, plain tensors that can be saved and restored.
 
     Example::
 
