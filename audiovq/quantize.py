@@ -320,10 +320,12 @@ def make_quantizer(config: ModelConfig) -> ResidualQuantizer | SplitQuantizer:
 class Search:
     """`nearest` in one table [K, D] for many calls: what depends on the table alone is kept."""
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, *, pack: bool = True) -> None:
         self.table = table.detach()
         self._norms = self.table.square().sum(dim=1)
-        self._packed = PackedLinear(-2 * self.table, self._norms) if can_pack(table) else None
+        self._packed: PackedLinear | None = None
+        if pack and can_pack(table):
+            self._packed = PackedLinear(-2 * self.table, self._norms)
 
     def scores(self, x: Tensor) -> Tensor:
         """|x - e|^2 - |x|^2 for each row of x [M, D] and e of the table: [M, K], float32."""

@@ -1,0 +1,71 @@
+"""The exported graphs give the codes and the samples of the model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, started_model
+
+from audiovq import FileRefused, ModelConfig
+from audiovq.onnx import OnnxModel, export_onnx
+
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package)
+
+CONFIGS = [
+    TINY,
+    ModelConfig(**(TINY.__dict__ | {"unit_level": "residual", "lookahead": 0, "n_fft": 1280})),
+]
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=["split", "residual"])
+def pair(request, tmp_path_factory):
+    """A model and its graphs."""
+    model, folder = started_model(request.param), tmp_path_factory.mktemp("onnx")
+    export_onnx(model, folder)
+    return model, OnnxModel(folder), folder
+
+
+@pytest.mark.parametrize("n_samples", [1, 320, 1_281, 20_000, 47_000])
+def test_codes_are_those_of_the_model(pair, speech, n_samples):
+    model, exported, _ = pair
+    wav = speech[:, :, :n_samples]
+    expected = model.encode(wav).indices[0].numpy()
+    got = exported.encode(wav[0, 0].numpy())
+    assert got.shape == expected.shape
+    assert (got != expected).sum() == 0
+
+
+@pytest.mark.parametrize("n_frames", [1, 63, 64, 65, 140])
+def test_samples_are_those_of_the_model(pair, speech, n_frames):
+    model, exported, _ = pair
+    codes = model.encode(speech).indices[:, :, :n_frames]
+    expected = model.decode(codes)[0, 0].numpy()
+    got = exported.decode(codes[0].numpy())
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_state_is_named_and_keeps_its_shape(pair):
+    _, exported, _ = pair
+    for session in (exported.encoder, exported.decoder):
+        inputs, outputs = session.get_inputs()[1:], session.get_outputs()[1:]
+        assert [i.name for i in inputs] == [f"state_{n}" for n in range(len(inputs))]
+        assert [o.name for o in outputs] == [f"next_{n}" for n in range(len(inputs))]
+        assert all(isinstance(size, int) for i in inputs for size in i.shape)
+
+
+def test_the_numbers_beside_the_graphs(pair):
+    model, _, folder = pair
+    numbers = json.loads((folder / "config.json").read_text())
+    assert numbers["fingerprint"] == model.fingerprint
+    assert ModelConfig.from_dict(numbers["config"]) == model.config
+
+
+def test_the_model_stays_as_it_was_and_files_are_kept(pair):
+    model, _, folder = pair
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert isinstance(model.encode(torch.zeros(1, 1, 10)).indices, torch.Tensor)
+    with pytest.raises(FileRefused, match="exists"):
+        export_onnx(model, folder)
