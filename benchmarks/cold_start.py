@@ -1,9 +1,9 @@
-"""Time of `audiovq encode` of a 10 s file from the shell, start to finish.
+"""Time from the shell's prompt to the tokens of a 10 s file.
 
-    python benchmarks/cold_start.py [--repeats 5]
+    python benchmarks/cold_start.py
 
-Prints the best and the median wall time of the whole command, of importing the library, and of
-`audiovq --version`, which imports no library.
+Prints the fastest of several runs in seconds: the interpreter alone, with `import torch`, with
+`import audiovq`, and the whole of `audiovq encode`.
 """
 
 import argparse
@@ -13,35 +13,34 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
-from audiovq.audio import load_audio, save_audio
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+import machine
+import soundfile
 
 
 def main() -> None:
-    """Measure and print."""
+    """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    command = str(Path(sys.executable).with_name("audiovq"))
+    parser.add_argument("--model", default="default", help='"default" or a folder')
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    print(machine.describe())
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "ten.wav"
-        parts = [load_audio(path, 16_000) for path in sorted(EXAMPLES.glob("*.flac"))]
-        save_audio(source, np.resize(np.concatenate(parts), 160_000), 16_000)
-        runs = {
-            "audiovq encode, 10 s": [command, "encode", str(source), "--force"],
-            "import audiovq": [sys.executable, "-c", "import audiovq"],
-            "audiovq --version": [command, "--version"],
+        wav = str(Path(folder) / "a.wav")
+        soundfile.write(wav, machine.speech(10.0), 16_000)
+        encode = ["-m", "audiovq_cli", "encode", wav, "-o", f"{folder}/a.npy", "--force"]
+        commands = {
+            "python": ["-c", "pass"],
+            "import torch": ["-c", "import torch"],
+            "import audiovq": ["-c", "import audiovq"],
+            "audiovq encode, 10 s of speech": [*encode, "--model", arguments.model],
         }
-        for name, words in runs.items():
-            times = []
-            for _ in range(options.repeats):
+        best = dict.fromkeys(commands, float("inf"))
+        for _ in range(arguments.rounds):
+            for name, words in commands.items():
                 start = time.perf_counter()
-                subprocess.run(words, check=True, capture_output=True)
-                times.append(time.perf_counter() - start)
-            print(f"{name:>22}: best {min(times):.2f} s, median {np.median(times):.2f} s")
+                subprocess.run([sys.executable, *words], check=True, capture_output=True)
+                best[name] = min(best[name], time.perf_counter() - start)
+    print(machine.table(["", "s"], [[name, f"{spent:.2f}"] for name, spent in best.items()]))
 
 
 if __name__ == "__main__":

@@ -1,108 +1,155 @@
-"""Do the tokens depend on how the audio comes? And on where a slice begins?
+"""Whether a model's tokens depend on how the sound reaches it.
 
-    python benchmarks/exactness.py FOLDER [--limit N] [--slices 4]
+    python benchmarks/exactness.py FOLDER --onnx
 
-Encodes every recording of a folder whole, in chunks of several sizes, frame by frame, in a padded
-batch, with a stream that is saved and restored in the middle, and on two threads, and prints the
-number of tokens that differ from those of the whole file: 0 for each.
-
-Then slice consistency: the share of tokens of a slice of one to three seconds, encoded alone, that
-equal the whole file's at the same place, for slices that begin on a frame and anywhere. Tokens
-right after the cut have not heard what came before; past the receptive field a slice that begins
-on a frame has the same tokens by construction. Published for other codecs: EnCodec 47 %, DAC 39 %,
-SpeechTokenizer 15 %.
+Prints, over all recordings of a folder, the number of tokens that differ from those of the whole
+file at once on one thread: cut at random, live in chunks of 20 ms, restarted from a saved state,
+in a padded batch, on two threads, with the fallback of machines whose kernels need whole blocks,
+and through ONNX Runtime. Then the slice consistency: the share of tokens that stay the same when a
+slice of 2 s is encoded alone, frame-aligned and at random offsets, over all levels and over the
+units; and what has been published of other codecs.
 """
 
 import argparse
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
 
-from audiovq import AudioVQ, Stream
+from audiovq import AudioVQ
 from audiovq.audio import load_audio
 
-CHUNKS = (320, 1_000, 5_120, 7_777, 48_000)
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+PUBLISHED = {"EnCodec": 47.4, "DAC": 39.1, "SpeechTokenizer": 14.7}
+"""Share in percent of tokens of a slice that agree with those of the whole, all levels."""
 
 
-def streamed(stream: Stream, pieces: list[torch.Tensor]) -> torch.Tensor:
-    """All codes of a stream over pieces."""
-    return torch.cat([*(stream.encode(piece) for piece in pieces), stream.flush_encode()], dim=2)
+def streamed(model: AudioVQ, wav: torch.Tensor, sizes: list[int], restart: int = 0) -> torch.Tensor:
+    """Codes of wav in pieces; after every `restart` pieces another stream goes on."""
+    stream, codes = model.stream(), []
+    for number, piece in enumerate(wav.split(sizes, dim=2)):
+        codes.append(stream.encode(piece))
+        if restart and number % restart == restart - 1:
+            state = stream.state_dict()
+            stream = model.stream()
+            stream.load_state_dict(state)
+    return torch.cat([*codes, stream.flush_encode()], dim=2)
 
 
-def restarted(model: AudioVQ, wav: torch.Tensor) -> torch.Tensor:
-    """Codes when the stream's state is saved in the middle and restored into a new stream."""
-    middle = wav.shape[2] // 2 + 123
-    first = model.stream()
-    codes = first.encode(wav[:, :, :middle])
-    second = model.stream()
-    second.load_state_dict(first.state_dict())
-    return torch.cat([codes, streamed(second, [wav[:, :, middle:]])], dim=2)
+def sizes_like(n: int, largest: int, rng: np.random.Generator) -> list[int]:
+    """Random numbers in 0..largest with the sum n."""
+    sizes: list[int] = []
+    left = n
+    while left:
+        sizes.append(min(left, int(rng.integers(0, largest + 1))))
+        left -= sizes[-1]
+    return sizes
+
+
+def on_two_threads(model: AudioVQ, wav: torch.Tensor) -> torch.Tensor:
+    """The whole, on two threads."""
+    torch.set_num_threads(2)
+    codes = model.encode(wav).indices
+    torch.set_num_threads(1)
+    return codes
+
+
+def in_blocks(model: AudioVQ, wav: torch.Tensor) -> torch.Tensor:
+    """Live, as if single frames were not exact here."""
+    engine = model.stream()._engine
+    known = engine.takes_single_frames
+    engine.__dict__["takes_single_frames"] = False
+    codes = streamed(model, wav, [8 * model.config.hop_length] * (wav.shape[2] // 2560 + 1))
+    engine.__dict__["takes_single_frames"] = known
+    return codes
+
+
+def slice_agreement(
+    model: AudioVQ, wav: torch.Tensor, whole: torch.Tensor, start: int, n_frames: int
+) -> torch.Tensor:
+    """Which of the tokens [n_q, n_frames] of a slice alone are those of the whole."""
+    hop = model.config.hop_length
+    alone = model.encode(wav[:, :, start : start + n_frames * hop]).indices[0]
+    first = round(start / hop)
+    return alone == whole[0, :, first : first + n_frames]
 
 
 def main() -> None:
-    """Measure and print."""
+    """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--limit", type=int, help="recordings, the first ones")
-    parser.add_argument("--slices", type=int, default=4, help="of each recording")
-    options = parser.parse_args()
+    parser.add_argument("--model", default="default", help='"default" or a folder')
+    parser.add_argument("--limit", type=int, help="so many recordings, evenly spaced")
+    parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
+    arguments = parser.parse_args()
+    model = AudioVQ.from_pretrained(arguments.model)
+    hop, rng = model.config.hop_length, np.random.default_rng(0)
+    paths = sorted(p for p in arguments.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        parser.error(f"{arguments.folder} holds no recordings")
+    paths = paths[:: max(1, len(paths) // (arguments.limit or len(paths)))]
     torch.set_num_threads(1)
-    model = AudioVQ.from_pretrained()
-    rate, hop = model.config.sample_rate, model.config.hop_length
-    paths = sorted(p for p in options.folder.rglob("*") if p.suffix in (".wav", ".flac"))
-    wavs = [torch.from_numpy(load_audio(p, rate))[None, None] for p in paths[: options.limit]]
-    whole = [model.encode(wav).indices for wav in wavs]
-    n_tokens = sum(codes.numel() for codes in whole)
-    print(f"{len(wavs)} recordings, {n_tokens} tokens; tokens that differ from the whole file's:")
 
-    def report(name: str, others: list[torch.Tensor]) -> None:
-        differing = sum(int((a != b).sum()) for a, b in zip(whole, others))
-        print(f"{name:>24}: {differing}", flush=True)
+    def chunks(wav: torch.Tensor, size: int) -> list[int]:
+        return [min(size, wav.shape[2] - start) for start in range(0, wav.shape[2], size)]
 
-    for chunk in CHUNKS:
-        pieces = [list(wav.split(chunk, dim=2)) for wav in wavs]
-        codes = [streamed(model.stream(), parts) for parts in pieces]
-        report(f"chunks of {chunk}", codes)
-    report("restarted in the middle", [restarted(model, wav) for wav in wavs])
-    batched = []
-    for first in range(0, len(wavs), 8):
-        some = wavs[first : first + 8]
-        lengths = [wav.shape[2] for wav in some]
-        padded = [torch.nn.functional.pad(wav, (0, max(lengths) - wav.shape[2])) for wav in some]
-        codes = model.encode(torch.cat(padded), lengths=lengths).indices
-        batched += [codes[i : i + 1, :, : -(-n // hop)] for i, n in enumerate(lengths)]
-    report("padded batches of 8", batched)
-    torch.set_num_threads(2)
-    report("two threads", [model.encode(wav).indices for wav in wavs])
-    torch.set_num_threads(1)
-    slices(model, wavs, whole, options.slices)
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "cut at random": lambda w: streamed(model, w, sizes_like(w.shape[2], 12_000, rng)),
+        "live, 20 ms": lambda w: streamed(model, w, chunks(w, hop)),
+        "restarted": lambda w: streamed(model, w, sizes_like(w.shape[2], 9_000, rng), restart=3),
+        "two threads": lambda w: on_two_threads(model, w),
+        "live without single frames": lambda w: in_blocks(model, w),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.onnx:
+            from audiovq.onnx import OnnxModel, export_onnx
 
-
-def slices(
-    model: AudioVQ, wavs: list[torch.Tensor], whole: list[torch.Tensor], per_wav: int
-) -> None:
-    """Print the slice consistency, over all levels, the first three, and the units."""
-    rng = np.random.default_rng(0)
-    hop = model.config.hop_length
-    print("share of a slice's tokens that equal the whole file's: all levels, first 3, units")
-    for name, aligned in (("slices on a frame", True), ("slices anywhere", False)):
-        same: list[list[float]] = []
-        for wav, codes in zip(wavs, whole):
-            for _ in range(per_wav):
-                n_frames = int(rng.integers(50, 151))
-                last = codes.shape[2] - n_frames - 2
-                if last < 1:
-                    continue
-                first = int(rng.integers(last))
-                offset = 0 if aligned else int(rng.integers(hop))
-                start = first * hop + offset
-                alone = model.encode(wav[:, :, start : start + n_frames * hop]).indices
-                near = first + round(offset / hop)
-                equal = (alone == codes[:, :, near : near + n_frames])[0].float()
-                same.append([float(equal[:n].mean()) for n in (len(equal), 3, 1)])
-        shares = np.mean(same, axis=0)
-        print(f"{name:>24}: {shares[0]:.1%} {shares[1]:.1%} {shares[2]:.1%} ({len(same)} slices)")
+            export_onnx(model, folder)
+            exported = OnnxModel(folder)
+            ways["ONNX Runtime"] = lambda w: torch.from_numpy(exported.encode(w[0, 0].numpy()))[
+                None
+            ]
+    different = dict.fromkeys([*ways, "padded batch"], 0)
+    agree: dict[str, list[torch.Tensor]] = {"frame-aligned": [], "random offset": []}
+    n_tokens, n_seconds, n_frames = 0, 0.0, round(2 * model.config.frame_rate)
+    batch: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for number, path in enumerate(paths):
+        wav = torch.from_numpy(load_audio(path, model.config.sample_rate))[None, None]
+        whole = model.encode(wav).indices
+        n_tokens += whole.numel()
+        n_seconds += wav.shape[2] / model.config.sample_rate
+        for name, encode in ways.items():
+            different[name] += int((encode(wav) != whole).sum())
+        batch.append((wav, whole))
+        if len(batch) == 4 or number == len(paths) - 1:
+            lengths = [w.shape[2] for w, _ in batch]
+            padded = torch.randn(len(batch), 1, max(lengths))
+            for item, (w, _) in enumerate(batch):
+                padded[item, :, : w.shape[2]] = w[0]
+            indices = model.encode(padded, lengths=lengths).indices
+            for item, (_, w) in zip(indices, batch):
+                different["padded batch"] += int((item[:, : w.shape[2]] != w[0]).sum())
+            batch.clear()
+        if whole.shape[2] > n_frames + 1:
+            start = int(rng.integers(0, wav.shape[2] - (n_frames + 1) * hop))
+            for name, at in (("frame-aligned", start // hop * hop), ("random offset", start)):
+                agree[name].append(slice_agreement(model, wav, whole, at, n_frames))
+    print(machine.describe())
+    print(f"{model.name} {model.fingerprint}: {len(paths)} recordings, {n_seconds:.0f} s")
+    rows = [[name, str(count), str(n_tokens)] for name, count in different.items()]
+    print(machine.table(["encoded", "differing tokens", "of"], rows))
+    early = -(-model.config.receptive_field // hop)
+    rows = []
+    for name, parts in agree.items():
+        shares = torch.stack(parts).float()  # [slices, n_q, n_frames]
+        columns = (shares, shares[:, :1], shares[:, :, early:])
+        rows.append([f"audiovq, {name}", *(f"{100 * part.mean():.1f} %" for part in columns)])
+    rows += [[f"{name}, published", f"{share} %", "", ""] for name, share in PUBLISHED.items()]
+    header = ["slice of 2 s alone", "all levels", "units", "all, past the receptive field"]
+    print(machine.table(header, rows))
 
 
 if __name__ == "__main__":

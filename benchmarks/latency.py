@@ -1,64 +1,61 @@
-"""Delay of a stream: what the algorithm waits for, and what computing a chunk costs.
+"""Time that a live stream takes for each chunk of 20 ms, encode and decode, on one core.
 
-    python benchmarks/latency.py [--chunk 0.02] [--seconds 20] [--threads 1]
+    python benchmarks/latency.py --seconds 30
 
-Streams speech through the bundled model, chunk by chunk, and prints the median and the 99th
-percentile of the milliseconds that encode, decode and both take for a chunk.
+Prints median, 99th percentile and maximum in milliseconds by wall clock, and the mean of processor
+time, which does not count the time that other programs had the core; and the algorithmic delay.
 """
 
 import argparse
 import time
-from pathlib import Path
 
+import machine
 import numpy as np
 import torch
 
-from audiovq import AudioVQ
-from audiovq.audio import load_audio
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from audiovq import AudioVQ, ModelConfig
 
 
 def main() -> None:
-    """Measure and print."""
+    """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--chunk", type=float, default=0.02, help="in s")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = AudioVQ.from_pretrained()
+    parser.add_argument("--model", default="default", help='"default", "random" or a folder')
+    parser.add_argument("--seconds", type=float, default=30.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.model == "random":
+        model = AudioVQ(ModelConfig()).eval()
+    else:
+        model = AudioVQ.from_pretrained(arguments.model)
     config = model.config
-    rate, hop = config.sample_rate, config.hop_length
-    parts = [load_audio(path, rate) for path in sorted(EXAMPLES.glob("*.flac"))]
-    wav = np.resize(np.concatenate(parts), round(options.seconds * rate))
-    chunks = torch.from_numpy(wav)[None, None].split(round(options.chunk * rate), dim=2)
+    wav = torch.from_numpy(machine.speech(arguments.seconds, config.sample_rate))[None, None]
     stream = model.stream()
-    stream.decode(stream.encode(torch.zeros(1, 1, rate)))  # warm up
-    stream.flush()
-    times = []
-    with torch.inference_mode():
-        for chunk in chunks:
-            start = time.perf_counter()
-            codes = stream.encode(chunk)
-            middle = time.perf_counter()
-            stream.decode(codes)
-            times.append((middle - start, time.perf_counter() - middle))
-    table = 1000 * np.array(times)
+    spent: list[list[float]] = []
+    for number, chunk in enumerate(wav.split(config.hop_length, dim=2)):
+        times = [time.perf_counter()]
+        cpu = time.thread_time()
+        codes = stream.encode(chunk)
+        times.append(time.perf_counter())
+        stream.decode(codes)
+        times.append(time.perf_counter())
+        if number >= 10:  # the first chunks pack the weights and try the kernels
+            encode, decode = np.diff(times)
+            spent.append([encode, decode, encode + decode, time.thread_time() - cpu])
+    print(machine.describe())
+    single = "single frames" if stream._engine.takes_single_frames else "whole blocks"
+    print(f"{len(spent)} chunks of {1000 / config.frame_rate:g} ms; the encoder takes {single}")
+    milliseconds = 1000 * np.array(spent)
+    rows = []
+    for name, column in zip(("encode", "decode", "both", "both, processor time"), milliseconds.T):
+        numbers = (np.median(column), np.percentile(column, 99), column.max(), column.mean())
+        rows.append([name, *(f"{number:.2f}" for number in numbers)])
+    print(machine.table(["ms", "median", "99 %", "maximum", "mean"], rows))
+    hop = 1000 * config.hop_length / config.sample_rate
+    parts = (hop, hop * config.lookahead, hop * config.overlap_frames)
     print(
-        f"algorithmic delay: {1000 * hop / rate:g} ms frame + "
-        f"{1000 * config.lookahead * hop / rate:g} ms lookahead + "
-        f"{1000 * config.overlap_frames * hop / rate:g} ms overlap = "
-        f"{1000 * config.delay / rate:g} ms"
+        f"algorithmic delay: {sum(parts):g} ms = {parts[0]:g} ms frame + {parts[1]:g} ms lookahead "
+        f"+ {parts[2]:g} ms overlap of the synthesis windows"
     )
-    print(f"{len(chunks)} chunks of {1000 * options.chunk:g} ms, {options.threads} thread(s)")
-    for name, column in zip(
-        ("encode", "decode", "both"), (table[:, 0], table[:, 1], table.sum(axis=1))
-    ):
-        print(
-            f"{name:>7}: median {np.median(column):.2f} ms, "
-            f"99 % within {np.quantile(column, 0.99):.2f} ms"
-        )
 
 
 if __name__ == "__main__":

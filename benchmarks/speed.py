@@ -1,17 +1,17 @@
-"""Real-time factor of encode and decode, beside other codecs, in one run.
+"""Seconds of audio that a second encodes and decodes, beside other codecs in the same run.
 
-    python benchmarks/speed.py [--seconds 10] [--threads 1] [--rounds 5] [--peers encodec,dac,...]
-    python benchmarks/speed.py --seconds 3600 --peers ""
+    python benchmarks/speed.py --seconds 10 60 3600 --threads 1 2
 
-Prints seconds of audio per second (higher is faster) of encode and of decode for audiovq, EnCodec
-24 kHz, DAC 16 kHz, Mimi and SNAC 24 kHz, and audiovq's ratio to each. The rounds are interleaved,
-so that whatever else the machine does falls on all of them; the figure is the best round of each.
-The peers are built from their packages (transformers, snac) with random weights: the arithmetic
-does not depend on the weights. Opus, if opusenc and opusdec are installed, is timed as whole
-commands. Everything is float32 on the CPU; each model at its own sample rate.
+Prints a table for each number of threads: the real-time factor of encode and decode by wall clock
+and by processor time, and how many times as fast as EnCodec 24 kHz audiovq is. The codecs take
+turns, round after round, and the fastest round counts. The other codecs have random weights, which
+cost the same time as trained ones: EnCodec 24 kHz (6 kbit/s), DAC 16 kHz and Mimi (8 levels) from
+transformers, SNAC 24 kHz from snac; Opus is opusenc and opusdec, started anew for each file. They
+run on the first length alone.
 """
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import tempfile
@@ -19,144 +19,158 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import machine
+import soundfile
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from audiovq import AudioVQ
-from audiovq.audio import load_audio, save_audio
+from audiovq import AudioVQ, ModelConfig
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-Pair = tuple[Callable[[], object], Callable[[], object]]
+Job = tuple[Callable[[], object], Callable[[], object]]  # encode, decode
 
 
-def speech(sample_rate: int, seconds: float) -> torch.Tensor:
-    """The recordings in examples/, repeated to `seconds`: [1, 1, N]."""
-    parts = [load_audio(path, sample_rate) for path in sorted(EXAMPLES.glob("*.flac"))]
-    wav = np.resize(np.concatenate(parts), round(seconds * sample_rate))
-    return torch.from_numpy(wav)[None, None]
-
-
-def audiovq(seconds: float) -> Pair:
-    """The bundled model, or one of its sizes when there is none."""
-    model = AudioVQ.from_pretrained()
-    wav = speech(model.config.sample_rate, seconds)
+def audiovq_job(model: AudioVQ, seconds: float) -> Job:
+    """Whole signals through the model."""
+    wav = torch.from_numpy(machine.speech(seconds, model.config.sample_rate))[None, None]
     codes = model.encode(wav)
     return lambda: model.encode(wav), lambda: model.decode(codes)
 
 
-def encodec(seconds: float) -> Pair:
-    """EnCodec 24 kHz at 6 kbit/s."""
-    from transformers import EncodecConfig, EncodecModel
+def peers(seconds: float, folder: Path) -> dict[str, Job]:
+    """The other codecs that are installed."""
+    jobs: dict[str, Job] = {}
+    wav16 = torch.from_numpy(machine.speech(seconds))[None, None]
+    wav24 = torch.from_numpy(machine.speech(seconds, 24_000))[None, None]
+    if importlib.util.find_spec("transformers"):
+        from transformers import (
+            DacConfig,
+            DacModel,
+            EncodecConfig,
+            EncodecModel,
+            MimiConfig,
+            MimiModel,
+        )
 
-    model = EncodecModel(EncodecConfig()).eval()
-    wav = speech(24_000, seconds)
-    out = model.encode(wav, bandwidth=6.0)
-    return (
-        lambda: model.encode(wav, bandwidth=6.0),
-        lambda: model.decode(out.audio_codes, out.audio_scales),
+        encodec = EncodecModel(EncodecConfig()).eval()
+        encoded = encodec.encode(wav24, bandwidth=6.0)
+        jobs["EnCodec 24 kHz"] = (
+            lambda: encodec.encode(wav24, bandwidth=6.0),
+            lambda: encodec.decode(
+                encoded.audio_codes, encoded.audio_scales, last_frame_pad_length=0
+            ),
+        )
+        dac = DacModel(
+            DacConfig(
+                sampling_rate=16_000,
+                downsampling_ratios=[2, 4, 5, 8],
+                upsampling_ratios=[8, 5, 4, 2],
+                n_codebooks=12,
+            )
+        ).eval()
+        z_q = dac.encode(wav16).quantized_representation
+        jobs["DAC 16 kHz"] = (lambda: dac.encode(wav16), lambda: dac.decode(z_q))
+        mimi = MimiModel(MimiConfig()).eval()
+        mimi_codes = mimi.encode(wav24, num_quantizers=8).audio_codes
+        jobs["Mimi"] = (
+            lambda: mimi.encode(wav24, num_quantizers=8),
+            lambda: mimi.decode(mimi_codes),
+        )
+    if importlib.util.find_spec("snac"):
+        from snac import SNAC
+
+        snac = SNAC(
+            sampling_rate=24_000,
+            encoder_dim=48,
+            encoder_rates=[2, 4, 8, 8],
+            decoder_dim=1024,
+            decoder_rates=[8, 8, 4, 2],
+            attn_window_size=None,
+            codebook_size=4096,
+            vq_strides=[4, 2, 1],
+        ).eval()
+        snac_codes = snac.encode(wav24)
+        jobs["SNAC 24 kHz"] = (lambda: snac.encode(wav24), lambda: snac.decode(snac_codes))
+    if shutil.which("opusenc"):
+        wav, opus, out = (str(folder / name) for name in ("a.wav", "a.opus", "b.wav"))
+        soundfile.write(wav, wav16[0, 0].numpy(), 16_000)
+
+        def call(*words: str) -> None:
+            subprocess.run([words[0], "--quiet", *words[1:]], check=True, capture_output=True)
+
+        call("opusenc", "--bitrate", "12", wav, opus)
+        jobs["Opus 12 kbit/s"] = (
+            lambda: call("opusenc", "--bitrate", "12", wav, opus),
+            lambda: call("opusdec", opus, out),
+        )
+    return jobs
+
+
+def processor_time() -> float:
+    """Of this process and of those that it waited for, in seconds."""
+    import resource
+
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
 
 
-def dac(seconds: float) -> Pair:
-    """DAC 16 kHz, 12 codebooks."""
-    from transformers import DacConfig, DacModel
-
-    # The sizes of the released 16 kHz model: hop 320, 12 codebooks.
-    config = DacConfig(
-        sampling_rate=16_000, downsampling_ratios=[2, 4, 5, 8], upsampling_ratios=[8, 5, 4, 2],
-        n_codebooks=12,
-    )  # fmt: skip
-    model = DacModel(config).eval()
-    wav = speech(16_000, seconds)
-    out = model.encode(wav)
-    return lambda: model.encode(wav), lambda: model.decode(out.quantized_representation)
-
-
-def mimi(seconds: float) -> Pair:
-    """Mimi, 8 codebooks."""
-    from transformers import MimiConfig, MimiModel
-
-    model = MimiModel(MimiConfig()).eval()
-    wav = speech(24_000, seconds)
-    out = model.encode(wav, num_quantizers=8)
-    return (
-        lambda: model.encode(wav, num_quantizers=8),
-        lambda: model.decode(out.audio_codes),
-    )
-
-
-def snac(seconds: float) -> Pair:
-    """SNAC 24 kHz."""
-    from snac import SNAC
-
-    model = SNAC(
-        sampling_rate=24_000, encoder_dim=48, encoder_rates=[2, 4, 8, 8], decoder_dim=1024,
-        decoder_rates=[8, 8, 4, 2], attn_window_size=None, codebook_size=4096, codebook_dim=8,
-        vq_strides=[4, 2, 1],
-    ).eval()  # fmt: skip
-    wav = speech(24_000, seconds)
-    codes = model.encode(wav)
-    return lambda: model.encode(wav), lambda: model.decode(codes)
-
-
-def opus(seconds: float) -> Pair:
-    """opusenc and opusdec at 6 kbit/s, as commands from file to file."""
-    if not (shutil.which("opusenc") and shutil.which("opusdec")):
-        raise ImportError("opusenc and opusdec (opus-tools)")
-    folder = Path(tempfile.mkdtemp(prefix="audiovq-speed-"))
-    save_audio(folder / "in.wav", speech(16_000, seconds).flatten().numpy(), 16_000)
-
-    def encode() -> None:
-        command = ["opusenc", "--quiet", "--bitrate", "6", folder / "in.wav", folder / "a.opus"]
-        subprocess.run(command, check=True)
-
-    def decode() -> None:
-        command = ["opusdec", "--quiet", "--rate", "16000", folder / "a.opus", folder / "out.wav"]
-        subprocess.run(command, check=True, capture_output=True)
-
-    encode()
-    return encode, decode
-
-
-PEERS = {"encodec": encodec, "dac": dac, "mimi": mimi, "snac": snac, "opus": opus}
+def measure(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
+    """The least wall and processor seconds of encode and of decode."""
+    best = {name: [float("inf")] * 4 for name in jobs}
+    for _ in range(rounds):
+        for name, parts in jobs.items():
+            for part, call in enumerate(parts):
+                start, start_cpu = time.perf_counter(), processor_time()
+                call()
+                spent = time.perf_counter() - start, processor_time() - start_cpu
+                best[name][part] = min(best[name][part], spent[0])
+                best[name][2 + part] = min(best[name][2 + part], spent[1])
+    return best
 
 
 def main() -> None:
-    """Measure and print."""
+    """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the audio")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", default="default", help='"default", "random" or a folder')
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", default=",".join(PEERS), help="which, by commas")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    console = Console(width=100)
-    systems = {"audiovq": audiovq(options.seconds)}
-    for name in filter(None, options.peers.split(",")):
-        try:
-            systems[name] = PEERS[name](options.seconds)
-        except ImportError as error:
-            console.print(f"{name} is left out; it needs {error}.")
-    best = {(name, way): float("inf") for name in systems for way in range(2)}
-    with torch.inference_mode():
-        for _ in range(options.rounds):
-            for name, pair in systems.items():
-                for way, call in enumerate(pair):
-                    start = time.perf_counter()
-                    call()
-                    best[name, way] = min(best[name, way], time.perf_counter() - start)
-    table = Table(title=f"{options.seconds:g} s of speech, {options.threads} thread(s)")
-    for column in ("codec", "encode, s/s", "decode, s/s", "audiovq encodes", "audiovq decodes"):
-        table.add_column(column, justify="left" if column == "codec" else "right")
-    for name in systems:
-        speeds = [options.seconds / best[name, way] for way in range(2)]
-        ratios = [best[name, way] / best["audiovq", way] for way in range(2)]
-        table.add_row(
-            name, *(f"{speed:.1f}" for speed in speeds), *(f"{ratio:.1f} x" for ratio in ratios)
-        )
-    console.print(table)
+    parser.add_argument("--block-frames", type=int, help="another block than the model's own")
+    parser.add_argument("--no-peers", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.model == "random":
+        model = AudioVQ(ModelConfig()).eval()
+    else:
+        model = AudioVQ.from_pretrained(arguments.model)
+    if arguments.block_frames:
+        fields = model.config.__dict__ | {"block_frames": arguments.block_frames}
+        other = AudioVQ(ModelConfig(**fields), model.card).eval()
+        other.load_state_dict(model.state_dict())
+        model = other
+    print(machine.describe())
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            rows, reference = [], None
+            for number, seconds in enumerate(arguments.seconds):
+                jobs = {"audiovq": audiovq_job(model, seconds)}
+                if number == 0 and not arguments.no_peers:
+                    jobs |= peers(seconds, Path(folder))
+                rounds = arguments.rounds if seconds < 600 else 1
+                best = measure(jobs, rounds)
+                reference = best.get("EnCodec 24 kHz", reference)
+                for name, spent in best.items():
+                    factors = [f"{seconds / max(s, 1e-9):.1f}" for s in spent]
+                    ratios = ["", ""]
+                    if number == 0 and reference:
+                        ratios = [
+                            f"{reference[2 + i] / max(spent[2 + i], 1e-9):.1f}" for i in (0, 1)
+                        ]
+                    rows.append([name, f"{seconds:g} s", *factors, *ratios])
+            print(f"\n{threads} thread{'s' * (threads > 1)}, seconds of audio a second:\n")
+            header = ["codec", "length", "encode", "decode", "encode, CPU", "decode, CPU"]
+            header += ["encode vs EnCodec, CPU", "decode vs EnCodec, CPU"]
+            print(machine.table(header, rows), flush=True)
 
 
 if __name__ == "__main__":
