@@ -49,6 +49,11 @@ def sizes_like(n: int, largest: int, rng: np.random.Generator) -> list[int]:
     return sizes
 
 
+def chunks(wav: torch.Tensor, size: int) -> list[int]:
+    """Lengths of pieces of `size` samples, the last one shorter."""
+    return [min(size, wav.shape[2] - start) for start in range(0, wav.shape[2], size)]
+
+
 def on_two_threads(model: AudioVQ, wav: torch.Tensor) -> torch.Tensor:
     """The whole, on two threads."""
     torch.set_num_threads(2)
@@ -62,7 +67,7 @@ def in_blocks(model: AudioVQ, wav: torch.Tensor) -> torch.Tensor:
     engine = model.stream()._engine
     known = engine.takes_single_frames
     engine.__dict__["takes_single_frames"] = False
-    codes = streamed(model, wav, [8 * model.config.hop_length] * (wav.shape[2] // 2560 + 1))
+    codes = streamed(model, wav, chunks(wav, 8 * model.config.hop_length))
     engine.__dict__["takes_single_frames"] = known
     return codes
 
@@ -92,9 +97,6 @@ def main() -> None:
         parser.error(f"{arguments.folder} holds no recordings")
     paths = paths[:: max(1, len(paths) // (arguments.limit or len(paths)))]
     torch.set_num_threads(1)
-
-    def chunks(wav: torch.Tensor, size: int) -> list[int]:
-        return [min(size, wav.shape[2] - start) for start in range(0, wav.shape[2], size)]
 
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "cut at random": lambda w: streamed(model, w, sizes_like(w.shape[2], 12_000, rng)),
