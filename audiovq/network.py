@@ -21,9 +21,7 @@ class Encoder(nn.Module):
         for index, (stride, channels) in enumerate(zip(config.strides, config.channels)):
             layers.append(CausalConv(width, channels, stride, config.taps(index)))
             for _ in range(config.encoder_blocks[index]):
-                layers.append(
-                    ResidualBlock(channels, config.kernel_size, config.encoder_expansion)
-                )
+                layers.append(ResidualBlock(channels, config.kernel_size, config.encoder_expansion))
             width = channels
         self.stack = CausalStack(layers)
         self.norm = nn.LayerNorm(width)

@@ -32,7 +32,7 @@ from audiovq.layers import State, can_pack, packed
 from audiovq.network import Decoder, Encoder
 from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer
 
-DECODE_BLOCK = 64
+DECODE_BLOCK = 128
 """Frames that are decoded at once when more are there: past this, no faster and more memory."""
 
 

@@ -117,7 +117,7 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, sentence)
         ("[data]\ntrain = 'a.jsonl'\n", "data.train must be a list"),
         ("[data]\ntrain = ['a.jsonl']\n", r"data.train\[0\] must be a section"),
         ("[data]\ntrain = [{ weight = 3 }]\n", r"data.train\[0\] is incomplete.*path"),
-        ("[data]\ntrain = [{ pat = 'a' }]\n", r'"data.train\[0\].pat"; did you mean "data.train\[0\].path"'),
+        ("[data]\ntrain = [{ pat = 'a' }]\n", r'did you mean "data.train\[0\].path"'),
         (LEAST + "batch_size = 0\n", "data.batch_size must be at least 1"),
         (LEAST + "crop_seconds = 0.001\n", "crop_seconds must be at least one frame"),
         ("[data", "is not TOML"),
