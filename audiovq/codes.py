@@ -46,6 +46,7 @@ from audiovq.files import FileRefused, atomic_output
 
 MAGIC = b"AVQ1"
 STREAM_MAGIC = b"AVQS"
+_PACKED_AT_ONCE = 1024  # frames, a multiple of 8, so that each part is whole bytes
 TOKEN_SUFFIXES = (".npy", ".avq")
 
 
@@ -299,8 +300,12 @@ def _pack_codes(codes: np.ndarray, header: Header) -> bytes:
             f"code {int(codes.max())} is out of range; codes are 0..{header.codebook_size - 1}."
         )
     shifts = np.arange(header.bits_per_code - 1, -1, -1, dtype=np.uint16)
-    bits = (codes.T[..., None] >> shifts) & 1  # [T, n_q, bits]
-    return np.packbits(bits.astype(bool)).tobytes()
+    parts = []
+    for start in range(0, codes.shape[1], _PACKED_AT_ONCE):
+        some = codes[:, start : start + _PACKED_AT_ONCE]
+        bits = (some.T[..., None] >> shifts) & 1  # [T, n_q, bits]
+        parts.append(np.packbits(bits.astype(bool)).tobytes())
+    return b"".join(parts)
 
 
 def _unpack_codes(data: bytes, n_frames: int, header: Header, name: str) -> np.ndarray:
@@ -309,12 +314,16 @@ def _unpack_codes(data: bytes, n_frames: int, header: Header, name: str) -> np.n
     n_bits = n_frames * header.n_q * header.bits_per_code
     if len(packed) != -(-n_bits // 8):
         raise _damaged(name)
-    bits = np.unpackbits(packed, count=n_bits).reshape(-1, header.bits_per_code)
     weights = 1 << np.arange(header.bits_per_code - 1, -1, -1, dtype=np.int64)
-    codes = (bits @ weights).reshape(n_frames, header.n_q).T
+    codes = np.empty((header.n_q, n_frames), dtype=np.uint16)
+    for start in range(0, n_frames, _PACKED_AT_ONCE):
+        part = codes[:, start : start + _PACKED_AT_ONCE]
+        first = start * header.n_q * header.bits_per_code // 8
+        bits = np.unpackbits(packed[first:], count=part.size * header.bits_per_code)
+        part[:] = (bits.reshape(-1, header.bits_per_code) @ weights).reshape(-1, header.n_q).T
     if codes.max(initial=0) >= header.codebook_size:
         raise _damaged(name)
-    return np.ascontiguousarray(codes.astype(np.uint16))
+    return codes
 
 
 def _read_bytes(path: str | Path) -> bytes:

@@ -6,9 +6,10 @@ of one shape, `block_frames` frames. A block that is not full yet is filled up w
 cannot reach the frames before it; only a full block moves the state. Whole files, chunks and live
 streams are the same blocks, and so give the same tokens.
 
-A live stream has one frame at a time. Where a block computed frame by frame is equal to the block
-at once, bit for bit, which is tried before it is relied on, a live stream computes single frames;
-elsewhere it computes the unfinished block anew with every frame, which costs more.
+Other shapes are used only where they are equal to the blocks, bit for bit, in every step, which is
+tried on the machine at hand before it is relied on: single frames for a live stream, which has one
+at a time, and several blocks at once for a long recording. Elsewhere a live stream computes the
+unfinished block anew with every frame, which costs more.
 
 More threads take runs of blocks side by side: a block depends on the receptive field before it and
 on nothing earlier, so a run that starts that much early, from silence, meets the state that the run
@@ -17,7 +18,7 @@ before it leaves, bit for bit.
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -32,6 +33,8 @@ from audiovq.layers import State, can_pack, packed
 from audiovq.network import Decoder, Encoder
 from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer
 
+LONG_PIECE = 4
+"""Blocks that the encoder computes at once when more are there and when it is exact."""
 DECODE_BLOCK = 128
 """Frames that are decoded at once when more are there: past this, no faster and more memory."""
 
@@ -65,49 +68,68 @@ class _Engine:
         self.block = model.config.block_frames * model.config.hop_length  # samples
         self.warm_up = -(-model.config.receptive_field // self.block)  # blocks
 
-    def encode_run(
-        self, wav: Tensor, state: State, n_q: int, *, skip: int = 0, piece: int | None = None
+    def encode_pieces(
+        self, pieces: Iterable[Tensor], state: State, n_q: int
     ) -> tuple[list[Tensor], State]:
-        """Codes of each piece of wav [1, 1, n * piece] but the first `skip`, on one thread.
-
-        A piece is a block, or `piece` samples.
-        """
+        """Codes [1, n_q, T] of each piece [1, 1, T * hop], one after the other, on one thread."""
         codes = []
         with torch.inference_mode(), _one_thread():
-            for samples in wav.split(piece or self.block, dim=2):
+            for samples in pieces:
                 z, state = self.encoder(samples, state)
                 codes.append(self.quantizer.encode(z, self.searches[:n_q]))
-        return codes[skip:], state
+        return codes, state
 
-    def encode_runs(self, wav: Tensor, state: State, n_q: int) -> tuple[list[Tensor], State]:
-        """As `encode_run`, with as many threads as torch has and as are worth it."""
+    def encode_blocks(self, wav: Tensor, state: State, n_q: int) -> tuple[Tensor, State]:
+        """Codes of whole blocks, with as many threads as torch has and as are worth it."""
         n_blocks = wav.shape[2] // self.block
         n_runs = min(torch.get_num_threads(), n_blocks // (2 * self.warm_up))
         if n_runs < 2 or self.device.type != "cpu":
-            return self.encode_run(wav, state, n_q)
+            codes, state = self.encode_pieces(self._cut(wav), state, n_q)
+            return torch.cat(codes, dim=2), state
         # The first run needs no start ahead of it, so it takes that many blocks more.
         share = (n_blocks + (n_runs - 1) * self.warm_up) / n_runs
-        starts = [0] + [
-            round(share + (run - 1) * (share - self.warm_up)) for run in range(1, n_runs)
-        ]
+        starts = [0, *(round(run * share - (run - 1) * self.warm_up) for run in range(1, n_runs))]
         jobs = []
         with ThreadPoolExecutor(n_runs) as pool:
             for run, (start, end) in enumerate(zip(starts, [*starts[1:], n_blocks])):
-                skip = self.warm_up if run else 0
-                samples = wav[:, :, (start - skip) * self.block : end * self.block]
+                early = self.warm_up if run else 0
+                samples = wav[:, :, (start - early) * self.block : end * self.block]
                 before = self.initial_encoder_state if run else state
-                jobs.append(pool.submit(self.encode_run, samples, before, n_q, skip=skip))
-            results = [job.result() for job in jobs]
-        return [codes for run_codes, _ in results for codes in run_codes], results[-1][1]
+                jobs.append(pool.submit(self.encode_pieces, self._cut(samples), before, n_q))
+        runs = [job.result() for job in jobs]
+        warm_up = self.warm_up * self.config.block_frames
+        joined = [torch.cat(codes, dim=2) for codes, _ in runs]
+        joined[1:] = [codes[:, :, warm_up:] for codes in joined[1:]]
+        return torch.cat(joined, dim=2), runs[-1][1]
+
+    def _cut(self, wav: Tensor) -> list[Tensor]:
+        """Whole blocks as pieces of the shapes that may be computed."""
+        size = LONG_PIECE * self.block
+        if wav.shape[2] < 2 * size or not self.takes_long_pieces:
+            return list(wav.split(self.block, dim=2))
+        n_long = wav.shape[2] // size * size
+        pieces = list(wav[:, :, :n_long].split(size, dim=2))
+        if n_long < wav.shape[2]:
+            pieces += wav[:, :, n_long:].split(self.block, dim=2)
+        return pieces
 
     @cached_property
     def takes_single_frames(self) -> bool:
-        """Whether frame by frame gives the numbers of a block at once, bit for bit, here.
+        """Whether frame by frame gives the numbers of a block at once, bit for bit, here."""
+        return self._is_exact(self.block, self.config.hop_length)
+
+    @cached_property
+    def takes_long_pieces(self) -> bool:
+        """Whether several blocks at once give the numbers of block by block, bit for bit, here."""
+        return self._is_exact(LONG_PIECE * self.block, self.block)
+
+    def _is_exact(self, n_samples: int, size: int) -> bool:
+        """Whether `n_samples` at once and in pieces of `size` are equal in every step.
 
         The order of a kernel's sums does not depend on the data, so noise finds any difference.
         """
         generator = torch.Generator().manual_seed(0)
-        noise = 0.1 * torch.randn(1, 1, self.block, generator=generator).to(self.device)
+        noise = 0.1 * torch.randn(1, 1, n_samples, generator=generator).to(self.device)
         units = self.quantizer
         if isinstance(units, SplitQuantizer):
             units = units.units
@@ -120,7 +142,7 @@ class _Engine:
         with torch.inference_mode(), _one_thread():
             whole, state_of_whole = compute(noise, self.initial_encoder_state)
             pieces, state = [], self.initial_encoder_state
-            for samples in noise.split(self.config.hop_length, dim=2):
+            for samples in noise.split(size, dim=2):
                 piece, state = compute(samples, state)
                 pieces.append(piece)
         joined = [torch.cat(parts, dim=-2) for parts in zip(*pieces)]
@@ -280,12 +302,11 @@ class Stream:
         n_full = self._pending.shape[2] // self._engine.block * self._engine.block
         if not n_full:
             return []
-        codes, self._encoder_state = self._engine.encode_runs(
+        codes, self._encoder_state = self._engine.encode_blocks(
             self._take(n_full), self._encoder_state, self._n_q
         )
-        codes[0] = codes[0][:, :, self._sent :]
-        self._sent = 0
-        return codes
+        n_early, self._sent = self._sent, 0
+        return [codes[:, :, n_early:]]
 
     def _single_frames(self) -> list[Tensor]:
         """The codes of the complete frames of a block that is not full; they move the state."""
@@ -293,8 +314,8 @@ class Stream:
         n_complete = self._pending.shape[2] // hop * hop
         if not n_complete:
             return []
-        codes, self._encoder_state = self._engine.encode_run(
-            self._take(n_complete), self._encoder_state, self._n_q, piece=hop
+        codes, self._encoder_state = self._engine.encode_pieces(
+            self._take(n_complete).split(hop, dim=2), self._encoder_state, self._n_q
         )
         n_early, self._sent = self._sent, max(0, self._sent - len(codes))
         return codes[n_early:]
@@ -306,7 +327,7 @@ class Stream:
         if n_complete <= self._sent:
             return []
         block = F.pad(self._pending, (0, self._engine.block - n_samples))
-        (codes,), _ = self._engine.encode_run(block, self._encoder_state, self._n_q)
+        (codes,), _ = self._engine.encode_pieces([block], self._encoder_state, self._n_q)
         first, self._sent = self._sent, n_complete
         return [codes[:, :, first:n_complete]]
 

@@ -43,7 +43,7 @@ def data(request, codes):
 
 @pytest.mark.parametrize("codebook_size", [1, 2, 5, 1000, 1024, 65_536])
 @pytest.mark.parametrize("n_q", [1, 8])
-@pytest.mark.parametrize("n_samples", [1, 320, 321, 9_999])
+@pytest.mark.parametrize("n_samples", [1, 320, 321, 9_999, 2_500 * 320])
 def test_files_give_back_what_was_written(tmp_path, rng, codebook_size, n_q, n_samples):
     header = Header("modèle", "ff", 16_000, 320, codebook_size, n_q, n_samples)
     codes = codes_like(header, rng)

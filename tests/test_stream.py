@@ -40,6 +40,7 @@ def way(request, monkeypatch):
         if request.param == "blocks alone":
             # An instance's own value goes before the property's cached one.
             monkeypatch.setitem(stream._engine.__dict__, "takes_single_frames", False)
+            monkeypatch.setitem(stream._engine.__dict__, "takes_long_pieces", False)
         return stream
 
     return choose
@@ -164,8 +165,8 @@ def threads():
 
 
 @pytest.mark.parametrize("name", ["split", "wide"])
-def test_threads_change_no_token(name, threads, speech):
-    """Long input is shared by the threads in runs of blocks; the state after them is the same."""
+def test_threads_and_long_pieces_change_no_token(name, threads, speech, monkeypatch):
+    """Long input goes in longer pieces and is shared by the threads; the state is the same."""
     config = ModelConfig(**(TINY.__dict__ | CONFIGS[name]))
     model = started_model(config)
     wav = speech.repeat(1, 1, 8)
@@ -175,6 +176,11 @@ def test_threads_change_no_token(name, threads, speech):
         stream = model.stream()
         codes = [stream.encode_blocks(wav), stream.encode_blocks(speech)]
         results.append((torch.cat(codes, dim=2), stream.state_dict()))
+        stream = model.stream()
+        monkeypatch.setitem(stream._engine.__dict__, "takes_long_pieces", False)
+        codes = [stream.encode_blocks(wav), stream.encode_blocks(speech)]
+        results.append((torch.cat(codes, dim=2), stream.state_dict()))
+        monkeypatch.delitem(stream._engine.__dict__, "takes_long_pieces")
         assert torch.get_num_threads() == n_threads
     for codes, state in results[1:]:
         assert torch.equal(codes, results[0][0])
@@ -187,8 +193,8 @@ def test_single_frames_are_used_only_where_they_are_exact():
     for change in ({}, WIDE, {"block_frames": 9}):
         engine = started_model(ModelConfig(**(TINY.__dict__ | change))).stream()._engine
         noise, state = torch.randn(1, 1, engine.block), engine.initial_encoder_state
-        whole = engine.encode_run(noise, state, 4)
-        single = engine.encode_run(noise, state, 4, piece=320)
+        whole = engine.encode_pieces([noise], state, 4)
+        single = engine.encode_pieces(noise.split(320, dim=2), state, 4)
         same = all(map(torch.equal, whole[1], single[1]))
         assert same or not engine.takes_single_frames
         if can_pack(noise) and change == WIDE:
