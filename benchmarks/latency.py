@@ -2,8 +2,9 @@
 
     python benchmarks/latency.py --seconds 30
 
-Prints median, 99th percentile and maximum in milliseconds by wall clock, and the mean of processor
-time, which does not count the time that other programs had the core; and the algorithmic delay.
+Prints median, 99th percentile, maximum and mean in milliseconds by wall clock, for encode and decode
+in turn, for both by processor time, which does not count the time that other programs had the core,
+and for each of the two alone, as when they run on different machines; and the algorithmic delay.
 """
 
 import argparse
@@ -31,22 +32,31 @@ def main() -> None:
     wav = torch.from_numpy(machine.speech(arguments.seconds, config.sample_rate))[None, None]
     stream = model.stream()
     spent: list[list[float]] = []
-    for number, chunk in enumerate(wav.split(config.hop_length, dim=2)):
-        times = [time.perf_counter()]
-        cpu = time.thread_time()
-        codes = stream.encode(chunk)
+    received = []
+    for chunk in wav.split(config.hop_length, dim=2):
+        times, cpu = [time.perf_counter()], time.thread_time()
+        received.append(stream.encode(chunk))
         times.append(time.perf_counter())
+        stream.decode(received[-1])
+        times.append(time.perf_counter())
+        encode, decode = np.diff(times)
+        spent.append([encode, decode, encode + decode, time.thread_time() - cpu])
+    for row, chunk in zip(spent, wav.split(config.hop_length, dim=2)):
+        start = time.perf_counter()
+        stream.encode(chunk)
+        row.append(time.perf_counter() - start)
+    for row, codes in zip(spent, received):
+        start = time.perf_counter()
         stream.decode(codes)
-        times.append(time.perf_counter())
-        if number >= 10:  # the first chunks pack the weights and try the kernels
-            encode, decode = np.diff(times)
-            spent.append([encode, decode, encode + decode, time.thread_time() - cpu])
+        row.append(time.perf_counter() - start)
+    spent = spent[10:]  # the first chunks pack the weights and try the kernels
     print(machine.describe())
     single = "single frames" if stream._engine.takes_single_frames else "whole blocks"
     print(f"{len(spent)} chunks of {1000 / config.frame_rate:g} ms; the encoder takes {single}")
     milliseconds = 1000 * np.array(spent)
     rows = []
-    for name, column in zip(("encode", "decode", "both", "both, processor time"), milliseconds.T):
+    names = ["encode", "decode", "both", "both, processor time", "encode alone", "decode alone"]
+    for name, column in zip(names, milliseconds.T):
         numbers = (np.median(column), np.percentile(column, 99), column.max(), column.mean())
         rows.append([name, *(f"{number:.2f}" for number in numbers)])
     print(machine.table(["ms", "median", "99 %", "maximum", "mean"], rows))
