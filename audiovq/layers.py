@@ -80,14 +80,22 @@ class PackedLinear(nn.Module):
     """A linear layer for inference, [..., in] -> [..., out], its weight packed once for oneDNN.
 
     A product of few rows spends much of its time on laying out the weight; here that is done
-    beforehand. `activation` is "none" or "gelu", computed in the same pass.
+    beforehand. `activation` is "none" or "gelu", computed in the same pass. Input and output have
+    the `dtype` of the packed weight.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        activation: str = "none",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
+        weight = weight.detach().to(dtype).contiguous()
         # The operators that torch.compile emits for a linear layer with a constant weight.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
-        self.bias = bias.detach().clone()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.bias = bias.detach().to(dtype, copy=True)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,21 +109,32 @@ class PackedLinear(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """`ResidualBlock` for inference: the same function in fewer, larger steps."""
+    """`ResidualBlock` for inference: the same function in fewer, larger steps.
 
-    def __init__(self, block: ResidualBlock) -> None:
+    With bfloat16, the two matrix products are in that type and everything else is in float32, the
+    sum of the blocks above all.
+    """
+
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
         super().__init__()
         self.kernel = block.kernel.detach().clone().unsqueeze(1)  # [kernel_size, 1, C]
-        self.up = PackedLinear(block.up.weight, block.up.bias, "gelu")
-        self.down = PackedLinear(block.down.weight, block.down.bias)
+        self.up = PackedLinear(block.up.weight, block.up.bias, "gelu", dtype)
+        self.down = PackedLinear(block.down.weight, block.down.bias, "none", dtype)
+        self.dtype = dtype
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         past = torch.cat([state, x], dim=1)  # [B, kernel_size - 1 + T, C]
         n_frames = x.shape[1]
         windows = past.unfold(1, n_frames, 1).transpose(2, 3)  # [B, kernel_size, T, C]
         y = (windows * self.kernel).sum(dim=1)
-        y = self.up(F.layer_norm(y, y.shape[-1:]))
-        return self.down.add(y, x), past[:, n_frames:]
+        y = F.layer_norm(y, y.shape[-1:])
+        past = past[:, n_frames:]
+        if self.dtype == torch.float32:
+            return self.down.add(self.up(y), x), past
+        y = y.to(self.dtype)
+        if n_frames == 1:  # oneDNN sums a single row in another order than several
+            y = y.expand(-1, 2, -1)
+        return x + self.down(self.up(y))[:, :n_frames], past
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -128,19 +147,25 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
+def multiplies_bf16() -> bool:
+    """Whether this CPU has products of bfloat16; elsewhere they are slower than float32's."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 M = TypeVar("M", bound=nn.Module)
 
 
-def packed(module: M) -> M:
+def packed(module: M, dtype: torch.dtype = torch.float32) -> M:
     """A copy of `module` for inference, with its blocks and linear layers packed.
 
-    The copy keeps the weights as they are now: it does not follow the module's training.
+    `dtype` is of the products in residual blocks, which are nearly all of the arithmetic. The copy
+    keeps the weights as they are now: it does not follow the module's training.
     """
     if isinstance(module, ResidualBlock):
-        return cast(M, PackedBlock(module))
+        return cast(M, PackedBlock(module, dtype))
     if isinstance(module, nn.Linear):
         return cast(M, PackedLinear(module.weight, module.bias))
-    children = {name: packed(child) for name, child in module.named_children()}
+    children = {name: packed(child, dtype) for name, child in module.named_children()}
     # Copied without its children, which would be copied for nothing.
     shallow = copy.copy(module)
     shallow._modules = {}

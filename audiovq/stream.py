@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiovq.config import ModelConfig
-from audiovq.layers import State, can_pack, packed
+from audiovq.layers import State, can_pack, multiplies_bf16, packed
 from audiovq.network import Decoder, Encoder
 from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer
 
@@ -61,10 +61,17 @@ class _Engine:
         self.device = self.tables[0].device
         self.initial_encoder_state: State = model.encoder.initial_state(1)
         self.initial_decoder_state: State = model.decoder.initial_state(1)
-        own = packed if can_pack(self.tables[0]) else copy.deepcopy
-        self.encoder = own(model.encoder)
-        self.quantizer = own(model.quantizer)
-        self.decoder = own(model.decoder)
+        if can_pack(self.tables[0]):
+            self.encoder = packed(model.encoder)
+            self.quantizer = packed(model.quantizer)
+            # No code depends on the decoder, and bfloat16 is far more exact than the codes are.
+            self.decoder = packed(
+                model.decoder, torch.bfloat16 if multiplies_bf16() else torch.float32
+            )
+        else:
+            self.encoder, self.quantizer, self.decoder = copy.deepcopy(
+                (model.encoder, model.quantizer, model.decoder)
+            )
         self.block = model.config.block_frames * model.config.hop_length  # samples
         self.warm_up = -(-model.config.receptive_field // self.block)  # blocks
 

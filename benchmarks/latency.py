@@ -2,9 +2,9 @@
 
     python benchmarks/latency.py --seconds 30
 
-Prints median, 99th percentile, maximum and mean in milliseconds by wall clock, for encode and decode
-in turn, for both by processor time, which does not count the time that other programs had the core,
-and for each of the two alone, as when they run on different machines; and the algorithmic delay.
+Prints median, 99th percentile, maximum and mean in milliseconds by wall clock, for encode and
+decode in turn, for both by processor time, which does not count the time that other programs had
+the core, and for each of the two alone, as on different machines; and the algorithmic delay.
 """
 
 import argparse

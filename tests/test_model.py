@@ -60,6 +60,7 @@ def test_forward_in_eval_mode_chooses_the_codes_of_encode(unit_level, speech):
     assert (codes != model.encode(wav).indices).float().mean() < 0.002
 
 
+@pytest.mark.usefixtures("float32_decoder")
 def test_forward_reconstructs_what_decode_does(tiny_model, speech):
     wav = speech[:, :, : 320 * 60]
     with torch.no_grad():

@@ -38,6 +38,7 @@ def test_codes_are_those_of_the_model(pair, speech, n_samples):
 
 
 @pytest.mark.parametrize("n_frames", [1, 127, 128, 129, 140])
+@pytest.mark.usefixtures("float32_decoder")
 def test_samples_are_those_of_the_model(pair, speech, n_frames):
     model, exported, _ = pair
     codes = model.encode(speech).indices[:, :, :n_frames]

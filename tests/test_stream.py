@@ -7,7 +7,7 @@ import torch
 from tiny import TINY, started_model
 
 from audiovq import AudioVQ, ModelConfig
-from audiovq.layers import can_pack
+from audiovq.layers import can_pack, multiplies_bf16
 from audiovq.model import DEFAULT_FOLDER
 from audiovq.stream import Stream
 
@@ -139,7 +139,20 @@ def test_any_cutting_decodes_to_the_same_samples(model, speech, rng, largest):
     parts = [stream.decode(piece) for piece in codes.indices.split(sizes, dim=2)]
     wav = torch.cat([*parts, stream.flush_decode()], dim=2)
     assert wav.shape[2] == codes.indices.shape[2] * 320
-    torch.testing.assert_close(wav[:, :, : speech.shape[2]], model.decode(codes), atol=1e-5, rtol=0)
+    whole = model.decode(codes)
+    # In bfloat16 another order of a sum, where oneDNN takes one, is another rounding.
+    atol = 3e-3 * float(whole.abs().max()) if multiplies_bf16() else 1e-5
+    torch.testing.assert_close(wav[:, :, : speech.shape[2]], whole, atol=atol, rtol=0)
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU decodes in float32")
+def test_decoding_in_bfloat16_is_far_more_exact_than_the_codes(model, speech, request):
+    codes = model.encode(speech)
+    wav = model.decode(codes)
+    request.getfixturevalue("float32_decoder")
+    exact = model.decode(codes)
+    assert torch.equal(model.encode(speech).indices, codes.indices)
+    assert (wav - exact).square().sum() < 1e-4 * exact.square().sum()  # 40 dB below
 
 
 def test_samples_come_when_their_windows_are_complete(tiny_model, speech):

@@ -1,0 +1,38 @@
+"""Laws of the mel distance."""
+
+import pytest
+import torch
+
+from audiovq.losses import MEL_SCALES, MelLoss
+
+
+@pytest.fixture(scope="module")
+def mel() -> MelLoss:
+    """The loss at 16 kHz."""
+    return MelLoss(16_000)
+
+
+def test_it_is_a_distance(mel, speech):
+    quieter, noisy = 0.5 * speech, speech + 0.01 * torch.ones_like(speech).cumsum(2).sin()
+    assert mel(speech, speech) == 0
+    assert mel(quieter, speech) > 0
+    assert mel(noisy, speech) == pytest.approx(float(mel(speech, noisy)), rel=1e-5)
+    direct = mel(noisy, quieter)
+    assert direct <= mel(noisy, speech) + mel(speech, quieter) + 1e-5
+
+
+def test_the_sign_of_the_samples_does_not_matter(mel, speech):
+    torch.testing.assert_close(mel(-speech, speech), torch.tensor(0.0), atol=1e-4, rtol=0)
+
+
+def test_ten_times_as_loud_is_one_in_every_scale(mel):
+    noise = torch.randn(1, 1, 16_000, generator=torch.Generator().manual_seed(0))
+    distance = mel(10 * noise, noise)
+    torch.testing.assert_close(distance, torch.tensor(float(len(MEL_SCALES))), atol=1e-3, rtol=0)
+
+
+def test_silence_has_finite_gradients(mel, speech):
+    wav = torch.zeros_like(speech, requires_grad=True)
+    mel(wav, speech).backward()
+    assert wav.grad is not None
+    assert torch.isfinite(wav.grad).all()
