@@ -35,6 +35,18 @@ def audiovq_job(model: AudioVQ, seconds: float) -> Job:
     return lambda: model.encode(wav), lambda: model.decode(codes)
 
 
+def onnx_job(model: AudioVQ, seconds: float, folder: Path) -> Job:
+    """The same through ONNX Runtime."""
+    from audiovq.onnx import OnnxModel, export_onnx
+
+    with torch.inference_mode(False):
+        export_onnx(model, folder / "onnx", overwrite=True)
+    exported = OnnxModel(folder / "onnx", threads=torch.get_num_threads())
+    wav = machine.speech(seconds, model.config.sample_rate)
+    codes = exported.encode(wav)
+    return lambda: exported.encode(wav), lambda: exported.decode(codes)
+
+
 def peers(seconds: float, folder: Path) -> dict[str, Job]:
     """The other codecs that are installed."""
     jobs: dict[str, Job] = {}
@@ -137,6 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block-frames", type=int, help="another block than the model's own")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
     arguments = parser.parse_args()
     if arguments.model == "random":
         model = AudioVQ(ModelConfig()).eval()
@@ -154,6 +167,8 @@ def main() -> None:
             rows, reference = [], None
             for number, seconds in enumerate(arguments.seconds):
                 jobs = {"audiovq": audiovq_job(model, seconds)}
+                if number == 0 and arguments.onnx:
+                    jobs["audiovq, ONNX"] = onnx_job(model, seconds, Path(folder))
                 if number == 0 and not arguments.no_peers:
                     jobs |= peers(seconds, Path(folder))
                 rounds = arguments.rounds if seconds < 600 else 1
