@@ -7,14 +7,17 @@ from torchaudio.functional import melscale_fbanks
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 """Window in samples and number of mel bands of each scale (Kumar et al. 2023, at 44.1 kHz)."""
-_FLOOR = 1e-5
+AUDIBLE = 2e-4
+"""RMS amplitude of the noise that the distance takes for silence, 74 dB below full scale. With a
+floor far below hearing, the gradient of the logarithm is nearly all about what nobody hears."""
 
 
 class MelLoss(nn.Module):
     """Distance of log-mel spectrograms over several windows (Kumar et al. 2023, DAC).
 
-    wav, target [B, 1, N] -> scalar: the mean absolute difference of log10 mel magnitudes, summed
-    over the scales. Bands too narrow for a window's bins to fill are left out.
+    wav, target [B, 1, N] -> scalar: the mean absolute difference of log10 mel magnitudes, to which
+    that of noise at `AUDIBLE` is added, summed over the scales. Bands too narrow for a window's
+    bins to fill are left out.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -38,7 +41,7 @@ class MelLoss(nn.Module):
             # abs() has no gradient at 0; the floor keeps it finite.
             magnitude = (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt()
             mel = getattr(self, f"filters_{index}").t() @ magnitude
-            mels.append(mel.clamp(min=_FLOOR).log10())
+            mels.append((mel + AUDIBLE * window.square().sum().sqrt()).log10())
         return mels
 
     def forward(self, wav: Tensor, target: Tensor) -> Tensor:

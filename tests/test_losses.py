@@ -28,7 +28,14 @@ def test_the_sign_of_the_samples_does_not_matter(mel, speech):
 def test_ten_times_as_loud_is_one_in_every_scale(mel):
     noise = torch.randn(1, 1, 16_000, generator=torch.Generator().manual_seed(0))
     distance = mel(10 * noise, noise)
-    torch.testing.assert_close(distance, torch.tensor(float(len(MEL_SCALES))), atol=1e-3, rtol=0)
+    torch.testing.assert_close(distance, torch.tensor(float(len(MEL_SCALES))), atol=0.01, rtol=0)
+
+
+def test_what_nobody_hears_counts_little(mel):
+    noise = torch.randn(1, 1, 16_000, generator=torch.Generator().manual_seed(0))
+    silence = torch.zeros_like(noise)
+    inaudible, faint = mel(1e-5 * noise, silence), mel(1e-2 * noise, silence)
+    assert 0 < inaudible < 0.05 * faint
 
 
 def test_silence_has_finite_gradients(mel, speech):
