@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .options import Device, DeviceOption, Force, Model, load_model
+from .options import Device, DeviceOption, Force, Model, load_model, print_table
 
 
 def evaluate(
@@ -120,10 +120,7 @@ def evaluate(
         typer.echo(json.dumps(found.to_dict()))
     else:
         for table in _tables(found, per_file=per_file):
-            out = Console()
-            # A table is as wide as it must be; only a terminal's width would fold the numbers.
-            width = out.measure(table, options=out.options.update(width=1000)).maximum
-            Console(width=max(width, out.width)).print(table)
+            print_table(table)
     for note in found.notes:
         typer.echo(note, err=True)
     if plot is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from audiovq.files import FileRefused
 
@@ -142,3 +143,10 @@ def finish(refused: Iterable[str], n_files: int) -> None:
     if n_refused:
         typer.echo(f"audiovq: {n_refused} of {n_files} files were refused.", err=True)
         raise typer.Exit(1)
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as it must be: only a terminal's width would fold the numbers."""
+    out = Console()
+    width = out.measure(table, options=out.options.update(width=1000)).maximum
+    Console(width=max(width, out.width)).print(table)

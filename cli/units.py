@@ -25,6 +25,8 @@ from audiovq.units_report import (
     utterance_picture,
 )
 
+from .options import print_table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -279,7 +281,7 @@ def _print_tables(found: Comparison, n_files: int) -> None:
             table.add_column(name, justify="right", no_wrap=True)
         for row in table_rows(found.evaluations, silence=silence, abx=found.abx):
             table.add_row(*row)
-        console.print(table)
+        print_table(table)
 
 
 def _picture(found: Comparison, audio: Path, name: str) -> "Figure":
