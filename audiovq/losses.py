@@ -8,8 +8,8 @@ from torchaudio.functional import melscale_fbanks
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 """Window in samples and number of mel bands of each scale (Kumar et al. 2023, at 44.1 kHz)."""
 AUDIBLE = 2e-4
-"""RMS amplitude of the noise that the distance takes for silence, 74 dB below full scale. With a
-floor far below hearing, the gradient of the logarithm is nearly all about what nobody hears."""
+"""RMS amplitude of the noise that the distance takes for silence, 74 dB below full scale. A
+logarithm is steepest where the sound is faintest; a floor below hearing draws gradients there."""
 
 
 class MelLoss(nn.Module):
