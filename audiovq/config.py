@@ -21,6 +21,9 @@ class ModelConfig:
     """Width after each of those convolutions; the last one is the width of the latent."""
     encoder_blocks: tuple[int, ...] = (1, 1, 5)
     """Residual blocks after each of those convolutions."""
+    unit_blocks: int = 0
+    """How many of the encoder's last blocks the units have for themselves: as many stand beside
+    them. 0 makes units and sound share all. Only with unit_level "split"."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""
     decoder_channels: int = 384
@@ -80,10 +83,21 @@ class ModelConfig:
             raise ValueError(f'unit_level must be "split" or "residual", not "{self.unit_level}".')
         if self.unit_level == "split" and self.n_codebooks < 2:
             raise ValueError('unit_level "split" needs n_codebooks of at least 2.')
+        if self.unit_blocks and self.unit_level != "split":
+            raise ValueError(
+                f'unit_blocks needs unit_level "split"; with "{self.unit_level}" it must be 0, '
+                f"not {self.unit_blocks}."
+            )
+        if self.unit_blocks > self.encoder_blocks[-1]:
+            raise ValueError(
+                f"unit_blocks must be at most the encoder's last number of blocks "
+                f"({self.encoder_blocks[-1]}), not {self.unit_blocks}."
+            )
 
     def _check_types(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "lookahead" else 1
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("lookahead", "unit_blocks") else 1
             if isinstance(field.default, int):
                 if type(value) is not int or value < least:
                     raise ValueError(

@@ -6,10 +6,11 @@ carried over, is the same computation. The layout keeps channels last, so that e
 one matrix product.
 
 The layers' weights are laid out for training. `packed` gives a copy of a module for inference on
-the CPU, in which every matrix lies as oneDNN reads it; it computes the same function.
+the CPU, in which every matrix lies as oneDNN or FBGEMM reads it; it computes the same function.
 """
 
 import copy
+import warnings
 from typing import TypeVar, cast
 
 import torch
@@ -80,22 +81,14 @@ class PackedLinear(nn.Module):
     """A linear layer for inference, [..., in] -> [..., out], its weight packed once for oneDNN.
 
     A product of few rows spends much of its time on laying out the weight; here that is done
-    beforehand. `activation` is "none" or "gelu", computed in the same pass. Input and output have
-    the `dtype` of the packed weight.
+    beforehand. `activation` is "none" or "gelu", computed in the same pass.
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        activation: str = "none",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
         super().__init__()
-        weight = weight.detach().to(dtype).contiguous()
         # The operators that torch.compile emits for a linear layer with a constant weight.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        self.bias = bias.detach().to(dtype, copy=True)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+        self.bias = bias.detach().clone()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,33 +101,65 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
 
 
-class PackedBlock(nn.Module):
-    """`ResidualBlock` for inference: the same function in fewer, larger steps.
+class HalfLinear(nn.Module):
+    """`PackedLinear` with a weight that is kept in float16, which must hold it exactly.
 
-    With bfloat16, the two matrix products are in that type and everything else is in float32, the
-    sum of the blocks above all.
+    The products and their sums are float32 all the same (FBGEMM). A live stream has a few rows at a
+    time, whose cost is that of fetching the weights: here half as many bytes. And a row's sums have
+    one order, however many rows there are.
     """
 
-    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
+        super().__init__()
+        self.bias = bias.detach().clone()
+        self.activation = activation
+        with warnings.catch_warnings():
+            # torch calls both functions deprecated, each when it is first used. The operator it
+            # keeps beside them, quantized::linear_dynamic_fp16, takes 10 us more for each call.
+            warnings.simplefilter("ignore", UserWarning)
+            self.weight = torch.fbgemm_pack_gemm_matrix_fp16(weight.detach())
+            self(weight.new_zeros(1, weight.shape[1]))
+
+    @staticmethod
+    def holds(weight: Tensor) -> bool:
+        """Whether there is FBGEMM here and float16 holds every number of this weight."""
+        return (
+            "fbgemm" in torch.backends.quantized.supported_engines
+            and hasattr(torch, "fbgemm_linear_fp16_weight_fp32_activation")
+            and torch.equal(weight.half().float(), weight)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.weight, self.bias)
+        return F.gelu(y) if self.activation == "gelu" else y
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """`other` + this layer's output of x."""
+        return self(x).add_(other)
+
+
+def packed_linear(linear: nn.Linear, activation: str = "none") -> PackedLinear | HalfLinear:
+    """A linear layer as inference runs it fastest."""
+    kind = HalfLinear if HalfLinear.holds(linear.weight) else PackedLinear
+    return kind(linear.weight, linear.bias, activation)
+
+
+class PackedBlock(nn.Module):
+    """`ResidualBlock` for inference: the same function in fewer, larger steps."""
+
+    def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
         self.kernel = block.kernel.detach().clone().unsqueeze(1)  # [kernel_size, 1, C]
-        self.up = PackedLinear(block.up.weight, block.up.bias, "gelu", dtype)
-        self.down = PackedLinear(block.down.weight, block.down.bias, "none", dtype)
-        self.dtype = dtype
+        self.up = packed_linear(block.up, "gelu")
+        self.down = packed_linear(block.down)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         past = torch.cat([state, x], dim=1)  # [B, kernel_size - 1 + T, C]
         n_frames = x.shape[1]
         windows = past.unfold(1, n_frames, 1).transpose(2, 3)  # [B, kernel_size, T, C]
         y = (windows * self.kernel).sum(dim=1)
-        y = F.layer_norm(y, y.shape[-1:])
-        past = past[:, n_frames:]
-        if self.dtype == torch.float32:
-            return self.down.add(self.up(y), x), past
-        y = y.to(self.dtype)
-        if n_frames == 1:  # oneDNN sums a single row in another order than several
-            y = y.expand(-1, 2, -1)
-        return x + self.down(self.up(y))[:, :n_frames], past
+        y = self.up(F.layer_norm(y, y.shape[-1:]))
+        return self.down.add(y, x), past[:, n_frames:]
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -147,25 +172,19 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
-def multiplies_bf16() -> bool:
-    """Whether this CPU has products of bfloat16; elsewhere they are slower than float32's."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 M = TypeVar("M", bound=nn.Module)
 
 
-def packed(module: M, dtype: torch.dtype = torch.float32) -> M:
+def packed(module: M) -> M:
     """A copy of `module` for inference, with its blocks and linear layers packed.
 
-    `dtype` is of the products in residual blocks, which are nearly all of the arithmetic. The copy
-    keeps the weights as they are now: it does not follow the module's training.
+    The copy keeps the weights as they are now: it does not follow the module's training.
     """
     if isinstance(module, ResidualBlock):
-        return cast(M, PackedBlock(module, dtype))
+        return cast(M, PackedBlock(module))
     if isinstance(module, nn.Linear):
-        return cast(M, PackedLinear(module.weight, module.bias))
-    children = {name: packed(child, dtype) for name, child in module.named_children()}
+        return cast(M, packed_linear(module))
+    children = {name: packed(child) for name, child in module.named_children()}
     # Copied without its children, which would be copied for nothing.
     shallow = copy.copy(module)
     shallow._modules = {}
@@ -221,6 +240,5 @@ class OverlapAdd(nn.Module):
         n_frames = frames.shape[1]
         total = F.pad(state, (0, 0, 0, n_frames))  # [B, overlaps - 1 + T, hop]
         for part in range(self.overlaps):
-            rest = self.overlaps - 1 - part
-            total = total + F.pad(frames[:, :, part], (0, 0, part, rest))
+            total[:, part : part + n_frames].add_(frames[:, :, part])
         return total[:, :n_frames], total[:, n_frames:]

@@ -17,7 +17,7 @@ from audiovq.config import ModelConfig
 from audiovq.files import FileRefused, atomic_output
 from audiovq.network import Decoder, Encoder
 from audiovq.quantize import Quantized, make_quantizer
-from audiovq.stream import Stream
+from audiovq.stream import Stream, forget
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -75,6 +75,13 @@ class AudioVQ(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.decoder.head.weight.device
+
+    def train(self, mode: bool = True) -> "AudioVQ":
+        """Switch between training and inference, as `torch.nn.Module.train`."""
+        # Fused optimizers write to weights without counting up the tensors' versions.
+        self._fingerprint = None
+        forget(self)
+        return super().train(mode)
 
     def encode(
         self, wav: Tensor, n_q: int | None = None, lengths: list[int] | None = None
@@ -211,11 +218,26 @@ class AudioVQ(nn.Module):
             n_samples=n_samples,
         )
 
+    @staticmethod
+    def decides_tokens(name: str) -> bool:
+        """Whether the tensor of that name has a say in what the tokens are and mean.
+
+        The decoder has none, nor has the way back from the codebooks' space to the latent.
+        """
+        return not name.startswith("decoder.") and "project_out" not in name
+
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell these weights from any others."""
-        tensors = self.state_dict(keep_vars=True)
-        # Hashing 40 MB takes a while, so the last answer is kept for as long as no tensor was
+        """16 hexadecimal digits that tell the tokens of this model from any others.
+
+        Models that differ in their decoders alone have the same, and decode each other's tokens.
+        """
+        tensors = {
+            name: tensor
+            for name, tensor in self.state_dict(keep_vars=True).items()
+            if self.decides_tokens(name)
+        }
+        # Hashing 20 MB takes a while, so the last answer is kept for as long as no tensor was
         # replaced or written to since.
         versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
         if self._fingerprint is None or self._fingerprint[0] != versions:

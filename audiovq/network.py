@@ -1,5 +1,7 @@
 """Encoder and decoder: waveform to latent frames, and latent frames to waveform."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,9 @@ class Encoder(nn.Module):
 
     wav [B, 1, T * hop] -> latent [B, T, D], D = channels[-1]. Causal: frame t sees the samples up
     to its own last one. The lookahead is the caller's: it feeds samples ahead and drops frames.
+
+    With `unit_blocks` the last blocks are there twice, for the sound and for the units, and the
+    latent is both side by side, [B, T, 2 * D], the sound's first.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -23,16 +28,36 @@ class Encoder(nn.Module):
             for _ in range(config.encoder_blocks[index]):
                 layers.append(ResidualBlock(channels, config.kernel_size, config.encoder_expansion))
             width = channels
-        self.stack = CausalStack(layers)
+        self.unit_blocks = config.unit_blocks
+        n_shared = len(layers) - self.unit_blocks
+        self.stack = CausalStack(layers[:n_shared])
         self.norm = nn.LayerNorm(width)
+        if self.unit_blocks:
+            self.sound = CausalStack(layers[n_shared:])
+            self.units = copy.deepcopy(self.sound)
+            self.unit_norm = nn.LayerNorm(width)
+        self.unit_gradient = 1.0
+        """Share of the units' gradient that reaches the layers they share with the sound."""
 
     def initial_state(self, batch: int) -> State:
         """The silence before the start."""
-        return self.stack.initial_state(batch)
+        state = self.stack.initial_state(batch)
+        if self.unit_blocks:
+            state += self.sound.initial_state(batch) + self.units.initial_state(batch)
+        return state
 
     def forward(self, wav: Tensor, state: State) -> tuple[Tensor, State]:
-        z, state = self.stack(wav.transpose(1, 2), state)  # [B, T, D]
-        return self.norm(z), state
+        n_shared = len(self.stack.layers)
+        x, after = self.stack(wav.transpose(1, 2), state[:n_shared])  # [B, T, D]
+        if not self.unit_blocks:
+            return self.norm(x), after
+        own = state[n_shared:]
+        sound, after_sound = self.sound(x, own[: self.unit_blocks])
+        if x.requires_grad:
+            x = torch.lerp(x.detach(), x, self.unit_gradient)
+        units, after_units = self.units(x, own[self.unit_blocks :])
+        z = torch.cat([self.norm(sound), self.unit_norm(units)], dim=-1)
+        return z, after + after_sound + after_units
 
 
 class Decoder(nn.Module):

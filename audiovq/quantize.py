@@ -250,10 +250,13 @@ class ResidualQuantizer(nn.Module):
 
 class SplitQuantizer(nn.Module):
     """Level 0 and the residual stack side by side, each with projections of its own; their
-    quantized latents add up. Units can then follow phonemes without spoiling the sound."""
+    quantized latents add up. Units can then follow phonemes without spoiling the sound.
+
+    With `unit_blocks` each of them has its own half of the latent [B, T, 2 * dim]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.n_parts = 2 if config.unit_blocks else 1
         self.units = ResidualQuantizer(config, 1)
         self.acoustic = ResidualQuantizer(config, config.n_codebooks - 1)
 
@@ -262,16 +265,22 @@ class SplitQuantizer(nn.Module):
         """The codebooks of all levels."""
         return [*self.units.codebooks, *self.acoustic.codebooks]
 
+    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the units see of the latent, and what the sound does."""
+        parts = z.chunk(self.n_parts, dim=-1)
+        return parts[-1], parts[0]
+
     def tables(self) -> list[Tensor]:
         """Code vectors of each level."""
         return self.units.tables() + self.acoustic.tables()
 
     def encode(self, z: Tensor, searches: "list[Search]") -> Tensor:
         """Latent [B, T, dim] -> indices [B, n_q, T], n_q = len(searches)."""
-        codes = self.units.encode(z, searches[:1])
+        z_units, z_acoustic = self._parts(z)
+        codes = self.units.encode(z_units, searches[:1])
         if len(searches) == 1:
             return codes
-        return torch.cat([codes, self.acoustic.encode(z, searches[1:])], dim=1)
+        return torch.cat([codes, self.acoustic.encode(z_acoustic, searches[1:])], dim=1)
 
     def decode(self, codes: Tensor, tables: list[Tensor]) -> Tensor:
         """Indices [B, n_q, T] -> quantized latent [B, T, dim]."""
@@ -282,22 +291,25 @@ class SplitQuantizer(nn.Module):
 
     def unit_vectors(self, z: Tensor) -> Tensor:
         """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""
-        return self.units.unit_vectors(z)
+        return self.units.unit_vectors(self._parts(z)[0])
 
     def start(self, z: Tensor) -> None:
         """k-means start of every level from z [B, T, dim]."""
-        self.units.start(z)
-        self.acoustic.start(z)
+        z_units, z_acoustic = self._parts(z)
+        self.units.start(z_units)
+        self.acoustic.start(z_acoustic)
 
     def bypass(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, T, dim] through the projections alone, and the vectors of level 0."""
-        z_units, units = self.units.bypass(z)
-        return z_units + self.acoustic.bypass(z)[0], units
+        z_units, z_acoustic = self._parts(z)
+        z_q, units = self.units.bypass(z_units)
+        return z_q + self.acoustic.bypass(z_acoustic)[0], units
 
     def forward(self, z: Tensor, n_q: Tensor) -> Quantized:
         """Quantize in training; see `ResidualQuantizer.forward`."""
-        units = self.units(z, n_q)
-        acoustic = self.acoustic(z, n_q - 1)
+        z_units, z_acoustic = self._parts(z)
+        units = self.units(z_units, n_q)
+        acoustic = self.acoustic(z_acoustic, n_q - 1)
         # An item of one level hears the units alone, not the bias of the other projection.
         heard = (n_q > 1)[:, None, None]
         return Quantized(

@@ -66,6 +66,9 @@ class LossSettings:
     """Distillation: 1 - cosine between a head on the units and the teacher's features."""
     labels: float = 1.0
     """Cross-entropy of a phone classifier on the units."""
+    unit_gradient: float = 1.0
+    """With `model.unit_blocks`: share of the units' gradient that reaches the layers before them,
+    which they share with the sound, 0 to 1."""
     unit_shift: int = 2
     """Frames by which the units may lag the teacher and the labels, to have heard more."""
 
@@ -117,6 +120,8 @@ class TrainSettings:
     """Checkpoints to keep, besides the best one."""
     initial_model: str = ""
     """Folder of a model to start from instead of random weights; the run starts quantized."""
+    learn: str = "all"
+    """"all", or "decoder": then the tokens stay those of `initial_model`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,18 @@ class Recipe:
         if train.precision not in ("bf16-mixed", "32-true"):
             raise ValueError(
                 f'train.precision must be "bf16-mixed" or "32-true", not "{train.precision}".'
+            )
+        if train.learn not in ("all", "decoder"):
+            raise ValueError(f'train.learn must be "all" or "decoder", not "{train.learn}".')
+        if train.learn == "decoder" and not train.initial_model:
+            raise ValueError(
+                'train.learn = "decoder" keeps the tokens of a model; name it as '
+                'train.initial_model ("default" for the bundled one).'
+            )
+        if train.learn == "decoder" and (data.teacher_folder or data.labels_folder):
+            raise ValueError(
+                'train.learn = "decoder" leaves the units as they are; leave out '
+                "data.teacher_folder and data.labels_folder."
             )
         if self.crop_frames < 1:
             raise ValueError(

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiovq.config import ModelConfig
-from audiovq.layers import State, can_pack, multiplies_bf16, packed
+from audiovq.layers import State, can_pack, packed
 from audiovq.network import Decoder, Encoder
 from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer
 
@@ -64,10 +64,7 @@ class _Engine:
         if can_pack(self.tables[0]):
             self.encoder = packed(model.encoder)
             self.quantizer = packed(model.quantizer)
-            # No code depends on the decoder, and bfloat16 is far more exact than the codes are.
-            self.decoder = packed(
-                model.decoder, torch.bfloat16 if multiplies_bf16() else torch.float32
-            )
+            self.decoder = packed(model.decoder)
         else:
             self.encoder, self.quantizer, self.decoder = copy.deepcopy(
                 (model.encoder, model.quantizer, model.decoder)
@@ -137,13 +134,10 @@ class _Engine:
         """
         generator = torch.Generator().manual_seed(0)
         noise = 0.1 * torch.randn(1, 1, n_samples, generator=generator).to(self.device)
-        units = self.quantizer
-        if isinstance(units, SplitQuantizer):
-            units = units.units
 
         def compute(wav: Tensor, state: State) -> tuple[list[Tensor], State]:
             z, state = self.encoder(wav, state)
-            x = units.project_in(z).flatten(0, 1)
+            x = self.quantizer.unit_vectors(z).flatten(0, 1)
             return [z, x, self.searches[0].scores(x)], state
 
         with torch.inference_mode(), _one_thread():
@@ -167,6 +161,11 @@ def _engine(model: Codec) -> _Engine:
         with torch.no_grad():
             known = _engines[model] = (versions, _Engine(model))
     return known[1]
+
+
+def forget(model: Codec) -> None:
+    """Drop what is kept of the model's weights; for changes that leave no trace in the tensors."""
+    _engines.pop(model, None)
 
 
 @contextmanager

@@ -167,6 +167,10 @@ class Run:
             self.quantize = True
             initial = AudioVQ.from_pretrained(settings.initial_model)
             generator.model.load_state_dict(initial.state_dict())
+        if settings.learn == "decoder":
+            for name, parameter in generator.model.named_parameters():
+                parameter.requires_grad_(not AudioVQ.decides_tokens(name))
+        generator.model.encoder.unit_gradient = recipe.loss.unit_gradient
         self.module, self.critic = generator, discriminator
         self.generator, self.optimizer = fabric.setup(
             generator, _optimizer(generator, settings.learning_rate)
@@ -195,7 +199,7 @@ class Run:
         if self.fabric.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2) + "\n")
-        self.generator.train()
+        self._train_mode()
         batches = self._batches()
         while self.step < settings.steps:
             if not self.quantize and self.step >= settings.autoencoder_steps:
@@ -214,6 +218,11 @@ class Run:
             if self.step % settings.checkpoint_every == 0 or last:
                 self._save()
             yield self.step
+
+    def _train_mode(self) -> None:
+        self.generator.train()
+        if self.recipe.train.learn == "decoder":
+            self.model.quantizer.eval()  # its codebooks stay as they are
 
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step
@@ -446,7 +455,7 @@ class Run:
             if not any(math.isnan(value) for value in stois):
                 values[f"validation_stoi_{name}"] = float(np.mean(stois))
         self._set_weights(raw)
-        self.model.train()
+        self._train_mode()
         self._write_metrics(values)
         self._say(
             f"step {self.step} validation: "
@@ -465,7 +474,7 @@ class Run:
 
     def _set_weights(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
-            parameter.data.copy_(weights[name])
+            parameter.copy_(weights[name])  # not .data: streams must see that it changed
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
@@ -569,8 +578,9 @@ def export(run: str | Path, folder: str | Path, *, best: bool = True) -> AudioVQ
 
 
 def _optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    parameters = [p for p in module.parameters() if p.requires_grad]
     return torch.optim.AdamW(
-        module.parameters(), lr=learning_rate, betas=(0.8, 0.99), weight_decay=0.01, fused=True
+        parameters, lr=learning_rate, betas=(0.8, 0.99), weight_decay=0.01, fused=True
     )
 
 

@@ -1,6 +1,5 @@
 """Models and sound that several tests share."""
 
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +35,3 @@ def speech() -> torch.Tensor:
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(0)
-
-
-@pytest.fixture
-def float32_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoders compute in float32, as on a CPU without products of bfloat16."""
-    monkeypatch.setattr("audiovq.stream.multiplies_bf16", lambda: False)
-    monkeypatch.setattr("audiovq.stream._engines", weakref.WeakKeyDictionary())

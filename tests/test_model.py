@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from tiny import TINY, started_model
+from tiny import TINY, UNITS, started_model
 
 from audiovq import AudioVQ, Codes, FileRefused, ModelConfig
 
@@ -50,9 +50,9 @@ def test_codes_do_not_depend_on_what_comes_after_the_lookahead(tiny_model, speec
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("unit_level", ["split", "residual"])
-def test_forward_in_eval_mode_chooses_the_codes_of_encode(unit_level, speech):
-    model = started_model(replace(TINY, unit_level=unit_level))
+@pytest.mark.parametrize("change", UNITS)
+def test_forward_in_eval_mode_chooses_the_codes_of_encode(change, speech):
+    model = started_model(replace(TINY, **change))
     wav = speech[:, :, : 320 * 100]
     codes = model(wav).quantized.codes
     # The forward pass is one block of all frames, encode is blocks of four: sums may round
@@ -60,7 +60,6 @@ def test_forward_in_eval_mode_chooses_the_codes_of_encode(unit_level, speech):
     assert (codes != model.encode(wav).indices).float().mean() < 0.002
 
 
-@pytest.mark.usefixtures("float32_decoder")
 def test_forward_reconstructs_what_decode_does(tiny_model, speech):
     wav = speech[:, :, : 320 * 60]
     with torch.no_grad():
@@ -91,13 +90,37 @@ def test_rounded_weights_take_half_the_room_and_load_as_they_are(tmp_path):
     assert AudioVQ.from_pretrained(tmp_path / "rounded").fingerprint == model.fingerprint
 
 
-def test_the_fingerprint_follows_the_weights():
+def test_the_fingerprint_follows_what_decides_the_tokens(speech):
     model = started_model(TINY)
-    before = model.fingerprint
+    before, codes = model.fingerprint, model.encode(speech).indices
     assert model.fingerprint == before
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        value = tensor.flatten()[0].clone()
+        tensor.flatten()[0] += 1e-3
+        assert (model.fingerprint != before) == model.decides_tokens(name), name
+        tensor.flatten()[0] = value
     with torch.no_grad():
-        model.decoder.head.weight[0, 0] += 1e-3
-    assert model.fingerprint != before
+        for name, parameter in model.named_parameters():
+            if not model.decides_tokens(name):
+                parameter.normal_()
+    assert torch.equal(model.encode(speech).indices, codes)
+    assert model.fingerprint == before
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_model_that_was_trained_on_decodes_with_its_new_weights(speech, fused):
+    model = started_model(TINY)
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=0.1, fused=fused)
+    codes = model.encode(speech)
+    before = model.decode(codes)
+    model.train()
+    model.quantizer.eval()  # what its codebooks learn would be seen anyway
+    model(speech[:, :, :3200]).wav.square().mean().backward()
+    optimizer.step()
+    model.eval()
+    assert not torch.allclose(model.decode(codes), before, atol=1e-3)
 
 
 def test_a_folder_that_is_not_a_model_is_refused(tmp_path, tiny_folder):

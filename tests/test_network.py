@@ -11,6 +11,7 @@ CONFIGS = [
     ModelConfig(channels=(8, 8, 8), decoder_channels=8, kernel_size=3),
     ModelConfig(strides=(40, 8), channels=(8, 8), encoder_blocks=(0, 2), lookahead=0),
     ModelConfig(strides=(4,), channels=(8,), encoder_blocks=(1,), n_fft=8, lookahead=2),
+    ModelConfig(strides=(40, 8), channels=(8, 8), encoder_blocks=(1, 3), unit_blocks=2),
 ]
 
 
@@ -30,6 +31,27 @@ def test_nothing_outside_the_receptive_field_moves_a_frame(config):
     seen = end - int(moving[0])
     # `receptive_field` counts the lookahead's samples beside the frame's own field.
     assert seen <= config.receptive_field <= seen + config.lookahead * hop
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_units_teach_the_shared_layers_only_their_share(share):
+    """What units learn reaches their own blocks in full, and the sound's blocks not at all."""
+    torch.manual_seed(0)
+    encoder = Encoder(CONFIGS[-1]).double()
+    wav = torch.randn(1, 1, 3200, dtype=torch.float64)
+    gradients = []
+    for encoder.unit_gradient in (1.0, share):
+        encoder.zero_grad()
+        z, _ = encoder(wav, encoder.initial_state(1))
+        z.chunk(2, dim=-1)[1].square().sum().backward()
+        assert not any(p.grad.any() for p in encoder.sound.parameters())
+        gradients.append({name: p.grad for name, p in encoder.named_parameters()})
+    for name, whole in gradients[0].items():
+        if name.startswith("stack."):
+            torch.testing.assert_close(gradients[1][name], share * whole)
+        elif whole is not None:
+            torch.testing.assert_close(gradients[1][name], whole)
+    assert all(gradients[1][name].any() for name in gradients[1] if name.startswith("units."))
 
 
 @pytest.mark.parametrize("lookahead", [0, 1, 2])

@@ -1,6 +1,7 @@
 """The exported graphs give the codes and the samples of the model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +14,17 @@ from audiovq.onnx import OnnxModel, export_onnx
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 
-CONFIGS = [
-    TINY,
-    ModelConfig(**(TINY.__dict__ | {"unit_level": "residual", "lookahead": 0, "n_fft": 1280})),
-]
+CONFIGS = {
+    "split": TINY,
+    "residual": replace(TINY, unit_level="residual", lookahead=0, n_fft=1280),
+    "blocks of their own": replace(TINY, unit_blocks=1),
+}
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=["split", "residual"])
+@pytest.fixture(scope="module", params=CONFIGS)
 def pair(request, tmp_path_factory):
     """A model and its graphs."""
-    model, folder = started_model(request.param), tmp_path_factory.mktemp("onnx")
+    model, folder = started_model(CONFIGS[request.param]), tmp_path_factory.mktemp("onnx")
     export_onnx(model, folder)
     return model, OnnxModel(folder), folder
 
@@ -38,7 +40,6 @@ def test_codes_are_those_of_the_model(pair, speech, n_samples):
 
 
 @pytest.mark.parametrize("n_frames", [1, 127, 128, 129, 140])
-@pytest.mark.usefixtures("float32_decoder")
 def test_samples_are_those_of_the_model(pair, speech, n_frames):
     model, exported, _ = pair
     codes = model.encode(speech).indices[:, :, :n_frames]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny import TINY
+from tiny import TINY, UNITS
 from torch import Tensor
 
 from audiovq.quantize import (
@@ -18,6 +18,11 @@ from audiovq.quantize import (
     make_quantizer,
     nearest,
 )
+
+
+def width(change: dict) -> int:
+    """Of the latent."""
+    return TINY.channels[-1] * (2 if "unit_blocks" in change else 1)
 
 
 def clusters(n: int, n_clusters: int, dim: int = 8, seed: int = 0) -> Tensor:
@@ -136,34 +141,34 @@ def test_nearest_is_the_nearest():
     assert torch.equal(nearest(x, table), torch.cdist(x, table).argmin(dim=1))
 
 
-@pytest.mark.parametrize("unit_level", ["split", "residual"])
-def test_the_straight_through_gradient_is_exactly_one(unit_level):
+@pytest.mark.parametrize("change", UNITS)
+def test_the_straight_through_gradient_is_exactly_one(change):
     torch.manual_seed(0)
-    quantizer = make_quantizer(replace(TINY, unit_level=unit_level)).eval()
-    z = torch.randn(2, 6, TINY.channels[-1], requires_grad=True)
+    quantizer = make_quantizer(replace(TINY, **change)).eval()
+    z = torch.randn(2, 6, width(change), requires_grad=True)
     n_q = torch.full((2,), TINY.n_codebooks)
     (through,) = torch.autograd.grad(quantizer(z, n_q).z_q.sum(), z)
     (bypassed,) = torch.autograd.grad(quantizer.bypass(z)[0].sum(), z)
     assert torch.equal(through, bypassed)
 
 
-@pytest.mark.parametrize("unit_level", ["split", "residual"])
+@pytest.mark.parametrize("change", UNITS)
 @pytest.mark.parametrize("kind", ["ema", "gradient"])
-def test_training_and_encoding_choose_the_same_codes(unit_level, kind):
+def test_training_and_encoding_choose_the_same_codes(change, kind):
     torch.manual_seed(0)
-    quantizer = make_quantizer(replace(TINY, unit_level=unit_level, codebook=kind)).double().eval()
-    z = torch.randn(2, 50, TINY.channels[-1], dtype=torch.float64)
+    quantizer = make_quantizer(replace(TINY, codebook=kind, **change)).double().eval()
+    z = torch.randn(2, 50, width(change), dtype=torch.float64)
     quantized = quantizer(z, torch.full((2,), TINY.n_codebooks))
     tables = quantizer.tables()
     assert torch.equal(quantized.codes, quantizer.encode(z, [Search(t) for t in tables]))
     assert torch.allclose(quantized.z_q, quantizer.decode(quantized.codes, tables))
 
 
-@pytest.mark.parametrize("unit_level", ["split", "residual"])
-def test_an_item_that_keeps_fewer_levels_hears_only_those(unit_level):
+@pytest.mark.parametrize("change", UNITS)
+def test_an_item_that_keeps_fewer_levels_hears_only_those(change):
     torch.manual_seed(0)
-    quantizer = make_quantizer(replace(TINY, unit_level=unit_level)).eval()
-    z = torch.randn(TINY.n_codebooks, 5, TINY.channels[-1])
+    quantizer = make_quantizer(replace(TINY, **change)).eval()
+    z = torch.randn(TINY.n_codebooks, 5, width(change))
     quantized = quantizer(z, torch.arange(1, TINY.n_codebooks + 1))
     for item, n_q in enumerate(range(1, TINY.n_codebooks + 1)):
         codes = quantized.codes[item : item + 1, :n_q]

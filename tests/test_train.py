@@ -148,6 +148,23 @@ def test_unreadable_recordings_are_skipped_and_counted(recipe, manifest, tmp_pat
     assert any("skipped" in r.message for r in caplog.records)
 
 
+def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speech, tmp_path):
+    before = AudioVQ.from_pretrained(tiny_folder).round_weights()
+    before.save_pretrained(tmp_path / "before")
+    settings = replace(
+        recipe.train, learn="decoder", initial_model=str(tmp_path / "before"), ema_decay=0.5
+    )
+    train(replace(recipe, train=settings), tmp_path / "run")
+    after = export(tmp_path / "run", tmp_path / "after")
+    for name, tensor in before.state_dict().items():
+        if before.decides_tokens(name):
+            assert torch.equal(tensor, after.state_dict()[name]), name
+    codes = before.encode(speech)
+    assert torch.equal(codes.indices, after.encode(speech).indices)
+    assert not torch.allclose(before.decode(codes), after.decode(codes), atol=1e-3)
+    assert after.fingerprint == before.fingerprint
+
+
 def test_another_model_in_the_folder_is_refused(recipe, tmp_path):
     train(recipe, tmp_path / "run")
     other = replace(recipe, model=replace(TINY, codebook_size=16))

@@ -22,6 +22,9 @@ TINY = ModelConfig(
     block_frames=4,
 )
 
+UNITS: list[dict] = [{}, {"unit_level": "residual"}, {"unit_blocks": 1}]
+"""Changes of `TINY`: the places where the units can stand."""
+
 
 def started_model(config: ModelConfig) -> AudioVQ:
     """A model with random weights whose codebooks fit real speech, so that its codes vary."""
