@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,26 @@ class AudioVQ(nn.Module):
         text = json.dumps({"card": self.card, "config": asdict(self.config)}, indent=2)
         with atomic_output(folder / CONFIG_FILE, overwrite=overwrite) as temporary:
             temporary.write_text(text + "\n")
+
+    def with_unit_blocks(self, n_blocks: int) -> "AudioVQ":
+        """A model that computes the same, with `n_blocks` blocks of the units' own.
+
+        They begin as copies of the encoder's last blocks, which the sound keeps. For training on.
+        Raises `ValueError` when there are such blocks already, and as `ModelConfig` does.
+        """
+        if self.config.unit_blocks:
+            raise ValueError(f"The units have {self.config.unit_blocks} blocks already.")
+        grown = AudioVQ(replace(self.config, unit_blocks=n_blocks), dict(self.card))
+        parts, stack = grown.encoder, self.encoder.stack.layers
+        n_shared = len(stack) - n_blocks
+        parts.stack.layers.load_state_dict(stack[:n_shared].state_dict())
+        for branch in (parts.sound, parts.units):
+            branch.layers.load_state_dict(nn.ModuleList(stack[n_shared:]).state_dict())
+        for norm in (parts.norm, parts.unit_norm):
+            norm.load_state_dict(self.encoder.norm.state_dict())
+        grown.quantizer.load_state_dict(self.quantizer.state_dict())
+        grown.decoder.load_state_dict(self.decoder.state_dict())
+        return grown.train(self.training)
 
     def round_weights(self) -> "AudioVQ":
         """Round the network's weights to what float16 can hold, in place, still float32.

@@ -165,8 +165,7 @@ class Run:
         generator, discriminator = Generator(recipe), Discriminator()
         if settings.initial_model:
             self.quantize = True
-            initial = AudioVQ.from_pretrained(settings.initial_model)
-            generator.model.load_state_dict(initial.state_dict())
+            generator.model.load_state_dict(_initial_model(recipe).state_dict())
         if settings.learn == "decoder":
             for name, parameter in generator.model.named_parameters():
                 parameter.requires_grad_(not AudioVQ.decides_tokens(name))
@@ -574,6 +573,25 @@ def export(run: str | Path, folder: str | Path, *, best: bool = True) -> AudioVQ
     model.card["steps"] = values["step"]
     model.eval()
     model.round_weights().save_pretrained(folder, overwrite=True)
+    return model
+
+
+def _initial_model(recipe: Recipe) -> AudioVQ:
+    """The model to go on from, with `model.unit_blocks` where it has none yet."""
+    name = recipe.train.initial_model
+    model = AudioVQ.from_pretrained(name)
+    if recipe.model.unit_blocks and not model.config.unit_blocks:
+        model = model.with_unit_blocks(recipe.model.unit_blocks)
+    if model.config != recipe.model:
+        wanted, found = asdict(recipe.model), asdict(model.config)
+        wrong = "; ".join(
+            f"{key} is {found[key]} in the model and {wanted[key]} in the recipe"
+            for key in found
+            if found[key] != wanted[key]
+        )
+        raise FileRefused(
+            f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's."
+        )
     return model
 
 

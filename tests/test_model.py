@@ -109,6 +109,22 @@ def test_the_fingerprint_follows_what_decides_the_tokens(speech):
     assert model.fingerprint == before
 
 
+def test_blocks_of_the_units_own_begin_as_the_ones_they_shared(speech):
+    model = started_model(TINY)
+    grown = model.with_unit_blocks(1)
+    codes = model.encode(speech)
+    assert torch.equal(grown.encode(speech).indices, codes.indices)
+    assert torch.equal(grown.decode(codes), model.decode(codes))
+    with torch.no_grad():
+        for parameter in grown.encoder.units.parameters():
+            parameter.mul_(1.5)
+    other = grown.encode(speech).indices
+    assert not torch.equal(other[:, 0], codes.indices[:, 0])
+    assert torch.equal(other[:, 1:], codes.indices[:, 1:])
+    with pytest.raises(ValueError, match="have 1 blocks already"):
+        grown.with_unit_blocks(1)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_model_that_was_trained_on_decodes_with_its_new_weights(speech, fused):
     model = started_model(TINY)
