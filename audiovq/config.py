@@ -144,6 +144,11 @@ class ModelConfig:
             samples += blocks * (self.kernel_size - 1) * rate
         return samples + self.hop_length * (1 + self.lookahead)
 
+    @property
+    def decoder_memory(self) -> int:
+        """Frames before a frame that can move the samples which the decoder puts out with it."""
+        return 1 + self.decoder_blocks * (self.kernel_size - 1) + self.overlap_frames
+
     @staticmethod
     def taps(index: int) -> int:
         """Kernel of the strided convolution `index`, in strides: the first is the filterbank."""

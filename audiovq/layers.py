@@ -239,6 +239,6 @@ class OverlapAdd(nn.Module):
         frames = frames.unflatten(-1, (self.overlaps, self.hop_length)) * self.window
         n_frames = frames.shape[1]
         total = F.pad(state, (0, 0, 0, n_frames))  # [B, overlaps - 1 + T, hop]
-        for part in range(self.overlaps):
+        for part in reversed(range(self.overlaps)):  # the oldest frame first, as the state has it
             total[:, part : part + n_frames].add_(frames[:, :, part])
         return total[:, :n_frames], total[:, n_frames:]

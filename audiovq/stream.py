@@ -18,7 +18,7 @@ before it leaves, bit for bit.
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -85,26 +85,57 @@ class _Engine:
 
     def encode_blocks(self, wav: Tensor, state: State, n_q: int) -> tuple[Tensor, State]:
         """Codes of whole blocks, with as many threads as torch has and as are worth it."""
-        n_blocks = wav.shape[2] // self.block
-        n_runs = min(torch.get_num_threads(), n_blocks // (2 * self.warm_up))
-        if n_runs < 2 or self.device.type != "cpu":
-            codes, state = self.encode_pieces(self._cut(wav), state, n_q)
+
+        def compute(start: int, end: int, state: State) -> tuple[Tensor, State]:
+            samples = wav[:, :, start * self.block : end * self.block]
+            codes, state = self.encode_pieces(self._cut(samples), state, n_q)
             return torch.cat(codes, dim=2), state
-        # The first run needs no start ahead of it, so it takes that many blocks more.
-        share = (n_blocks + (n_runs - 1) * self.warm_up) / n_runs
-        starts = [0, *(round(run * share - (run - 1) * self.warm_up) for run in range(1, n_runs))]
+
+        n_blocks = wav.shape[2] // self.block
+        return self._shared(compute, n_blocks, self.warm_up, state, self.initial_encoder_state)
+
+    def decode_frames(self, codes: Tensor, state: State) -> tuple[Tensor, State]:
+        """Samples [1, 1, T * hop] of codes [1, n_q, T], T >= 1, with threads as `encode_blocks`."""
+
+        def compute(start: int, end: int, state: State) -> tuple[Tensor, State]:
+            outputs = []
+            with torch.inference_mode(), _one_thread():
+                for piece in codes[:, :, start:end].split(DECODE_BLOCK, dim=2):
+                    z_q = self.quantizer.decode(piece, self.tables)
+                    wav, state = self.decoder(z_q, state)
+                    outputs.append(wav)
+            return torch.cat(outputs, dim=2), state
+
+        memory = self.config.decoder_memory
+        return self._shared(compute, codes.shape[2], memory, state, self.initial_decoder_state)
+
+    def _shared(
+        self,
+        compute: Callable[[int, int, State], tuple[Tensor, State]],
+        n_items: int,
+        warm_up: int,
+        state: State,
+        initial: State,
+    ) -> tuple[Tensor, State]:
+        """What `compute(0, n_items, state)` gives, with runs of the items side by side.
+
+        A run after the first one starts `warm_up` items early, with the initial state.
+        """
+        n_runs = min(torch.get_num_threads(), n_items // (2 * warm_up))
+        if n_runs < 2 or self.device.type != "cpu":
+            return compute(0, n_items, state)
+        # The first run needs no start ahead of it, so it takes that many items more.
+        share = (n_items + (n_runs - 1) * warm_up) / n_runs
+        starts = [0, *(round(run * share - (run - 1) * warm_up) for run in range(1, n_runs))]
         jobs = []
         with ThreadPoolExecutor(n_runs) as pool:
-            for run, (start, end) in enumerate(zip(starts, [*starts[1:], n_blocks])):
-                early = self.warm_up if run else 0
-                samples = wav[:, :, (start - early) * self.block : end * self.block]
-                before = self.initial_encoder_state if run else state
-                jobs.append(pool.submit(self.encode_pieces, self._cut(samples), before, n_q))
-        runs = [job.result() for job in jobs]
-        warm_up = self.warm_up * self.config.block_frames
-        joined = [torch.cat(codes, dim=2) for codes, _ in runs]
-        joined[1:] = [codes[:, :, warm_up:] for codes in joined[1:]]
-        return torch.cat(joined, dim=2), runs[-1][1]
+            for run, (start, end) in enumerate(zip(starts, [*starts[1:], n_items])):
+                early, before = (warm_up, initial) if run else (0, state)
+                jobs.append(pool.submit(compute, start - early, end, before))
+        outputs, states = zip(*(job.result() for job in jobs))
+        n_early = warm_up * outputs[0].shape[2] // starts[1]  # columns of the items before a run
+        later = [output[:, :, n_early:] for output in outputs[1:]]
+        return torch.cat([outputs[0], *later], dim=2), states[-1]
 
     def _cut(self, wav: Tensor) -> list[Tensor]:
         """Whole blocks as pieces of the shapes that may be computed."""
@@ -245,13 +276,10 @@ class Stream:
         A frame's samples are complete when the `overlap_frames` frames after it have come. The
         number of levels may change from call to call.
         """
-        outputs = [self._pending.new_zeros(1, 1, 0)]
-        for block in codes.split(DECODE_BLOCK, dim=2):
-            if block.shape[2]:
-                with torch.inference_mode():
-                    z_q = self._engine.quantizer.decode(block, self._engine.tables)
-                outputs.append(self._synthesise(z_q))
-        return torch.cat(outputs, dim=2)
+        if not codes.shape[2]:
+            return self._pending.new_zeros(1, 1, 0)
+        wav, self._decoder_state = self._engine.decode_frames(codes, self._decoder_state)
+        return self._complete(wav, codes.shape[2])
 
     def flush_decode(self) -> Tensor:
         """End of the codes: the samples [1, 1, n] still due, so that they are T * hop in all.
@@ -261,7 +289,10 @@ class Stream:
         wav = self._pending.new_zeros(1, 1, 0)
         if self._n_frames and self._engine.config.overlap_frames:
             width = self._engine.config.channels[-1]
-            wav = self._synthesise(wav.new_zeros(1, self._engine.config.overlap_frames, width))
+            with torch.inference_mode():
+                silence = wav.new_zeros(1, self._engine.config.overlap_frames, width)
+                wav, _ = self._engine.decoder(silence, self._decoder_state)
+            wav = self._complete(wav, silence.shape[1])
         self._decoder_state = self._engine.initial_decoder_state
         self._n_frames = 0
         return wav
@@ -344,9 +375,8 @@ class Stream:
         self._pending = self._pending.clone()
         return taken
 
-    @torch.inference_mode()
-    def _synthesise(self, z_q: Tensor) -> Tensor:
-        wav, self._decoder_state = self._engine.decoder(z_q, self._decoder_state)
-        n_early = self._engine.config.overlap_frames - self._n_frames  # before the first sample
-        self._n_frames += z_q.shape[1]
+    def _complete(self, wav: Tensor, n_frames: int) -> Tensor:
+        """The decoder's samples for `n_frames` more frames, less those before the first frame."""
+        n_early = self._engine.config.overlap_frames - self._n_frames
+        self._n_frames += n_frames
         return wav[:, :, max(0, n_early) * self._engine.config.hop_length :]

@@ -1,13 +1,14 @@
-"""Whether a model's tokens depend on how the sound reaches it.
+"""Whether a model's tokens depend on how the sound reaches it, and its sound on how the tokens do.
 
     python benchmarks/exactness.py FOLDER --onnx
 
 Prints, over all recordings of a folder, the number of tokens that differ from those of the whole
 file at once on one thread: cut at random, live in chunks of 20 ms, restarted from a saved state,
 in a padded batch, on two threads, in blocks alone as on machines where no other shape is exact, and
-through ONNX Runtime. Then the slice consistency: the share of tokens that stay the same when a
-slice of 2 s is encoded alone, frame-aligned and at random offsets, over all levels and over the
-units; and what has been published of other codecs.
+through ONNX Runtime. The same for the samples that are decoded: frame by frame, cut at random and
+on two threads, beside those of all frames at once on one. Then the slice consistency: the share of
+tokens that stay the same when a slice of 2 s is encoded alone, frame-aligned and at random offsets,
+over all levels and over the units; and what has been published of other codecs.
 """
 
 import argparse
@@ -54,12 +55,21 @@ def chunks(wav: torch.Tensor, size: int) -> list[int]:
     return [min(size, wav.shape[2] - start) for start in range(0, wav.shape[2], size)]
 
 
-def on_two_threads(model: AudioVQ, wav: torch.Tensor) -> torch.Tensor:
-    """The whole, on two threads."""
+def on_two_threads(
+    compute: Callable[[torch.Tensor], torch.Tensor], whole: torch.Tensor
+) -> torch.Tensor:
+    """What it computes of the whole, on two threads."""
     torch.set_num_threads(2)
-    codes = model.encode(wav).indices
+    result = compute(whole)
     torch.set_num_threads(1)
-    return codes
+    return result
+
+
+def decoded(model: AudioVQ, codes: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Samples of codes in pieces of so many frames."""
+    stream = model.stream()
+    wavs = [stream.decode(piece) for piece in codes.split(sizes, dim=2)]
+    return torch.cat([*wavs, stream.flush_decode()], dim=2)
 
 
 def in_blocks(model: AudioVQ, wav: torch.Tensor) -> torch.Tensor:
@@ -102,9 +112,16 @@ def main() -> None:
         "cut at random": lambda w: streamed(model, w, sizes_like(w.shape[2], 12_000, rng)),
         "live, 20 ms": lambda w: streamed(model, w, chunks(w, hop)),
         "restarted": lambda w: streamed(model, w, sizes_like(w.shape[2], 9_000, rng), restart=3),
-        "two threads": lambda w: on_two_threads(model, w),
+        "two threads": lambda w: on_two_threads(lambda x: model.encode(x).indices, w),
         "blocks alone": lambda w: in_blocks(model, w),
     }
+    decoded_ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "live, frame by frame": lambda c: decoded(model, c, [1] * c.shape[2]),
+        "cut at random": lambda c: decoded(model, c, sizes_like(c.shape[2], 40, rng)),
+        "two threads": lambda c: on_two_threads(model.decode, c),
+    }
+    samples = {name: [0, 0.0] for name in decoded_ways}  # that differ, and by how much at most
+    n_samples = 0
     with tempfile.TemporaryDirectory() as folder:
         if arguments.onnx:
             from audiovq.onnx import OnnxModel, export_onnx
@@ -125,6 +142,12 @@ def main() -> None:
         n_seconds += wav.shape[2] / model.config.sample_rate
         for name, encode in ways.items():
             different[name] += int((encode(wav) != whole).sum())
+        sound = model.decode(whole)
+        n_samples += sound.numel()
+        for name, decode in decoded_ways.items():
+            error = (decode(whole) - sound).abs()
+            samples[name][0] += int((error > 0).sum())
+            samples[name][1] = max(samples[name][1], float(error.max()))
         batch.append((wav, whole))
         if len(batch) == 4 or number == len(paths) - 1:
             lengths = [w.shape[2] for w, _ in batch]
@@ -143,6 +166,10 @@ def main() -> None:
     print(f"{model.name} {model.fingerprint}: {len(paths)} recordings, {n_seconds:.0f} s")
     rows = [[name, str(count), str(n_tokens)] for name, count in different.items()]
     print(machine.table(["encoded", "differing tokens", "of"], rows))
+    rows = [
+        [name, str(count), str(n_samples), f"{most:.1e}"] for name, (count, most) in samples.items()
+    ]
+    print(machine.table(["decoded", "differing samples", "of", "by at most"], rows))
     early = -(-model.config.receptive_field // hop)
     rows = []
     for name, parts in agree.items():

@@ -221,7 +221,7 @@ def report_command(
         found.evaluations,
         abx=found.abx,
         pictures=images,
-        notes=[f"Level {level} of the codes. Fingerprint of the weights: {codec.fingerprint}."],
+        notes=[f"Level {level} of the codes. Fingerprint of the tokens: {codec.fingerprint}."],
     )
     with atomic_output(output, overwrite=force) as temporary:
         temporary.write_text(page, encoding="utf-8")

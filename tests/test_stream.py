@@ -194,6 +194,23 @@ def test_threads_and_long_pieces_change_no_token(name, threads, speech, monkeypa
             assert torch.equal(tensor, state[key]), key
 
 
+@pytest.mark.parametrize("name", ["split", "wide, rounded"])
+def test_threads_change_no_sample(name, threads, speech):
+    model = model_of(name)
+    codes = model.encode(speech.repeat(1, 1, 4)).indices
+    results = []
+    for n_threads in (1, 2, 3):
+        threads(n_threads)
+        stream = model.stream()
+        wav = [stream.decode(codes), stream.decode(codes[:, :, :9])]
+        results.append((torch.cat(wav, dim=2), stream.state_dict()))
+        assert torch.get_num_threads() == n_threads
+    for wav, state in results[1:]:
+        torch.testing.assert_close(wav, results[0][0], atol=1e-5, rtol=0)
+        for key, tensor in results[0][1].items():
+            torch.testing.assert_close(tensor, state[key], atol=1e-5, rtol=0)
+
+
 def test_single_frames_are_used_only_where_they_are_exact():
     """What the engine found out is tried against the encoder itself."""
     for name in ("split", "wide", "wide, rounded", "long windows"):
