@@ -57,7 +57,7 @@ class Header:
     model: str
     """Name of the model."""
     fingerprint: str
-    """Hexadecimal hash of the model's weights; other weights read other sounds into the codes."""
+    """Hexadecimal hash of what decides the model's tokens; another model's mean other sounds."""
     sample_rate: int
     """Samples per second of the decoded audio, in Hz."""
     hop_length: int

@@ -78,9 +78,10 @@ class AudioVQ(nn.Module):
 
     def train(self, mode: bool = True) -> "AudioVQ":
         """Switch between training and inference, as `torch.nn.Module.train`."""
-        # Fused optimizers write to weights without counting up the tensors' versions.
-        self._fingerprint = None
-        forget(self)
+        if mode or self.training:
+            # Fused optimizers write to weights without counting up the tensors' versions.
+            self._fingerprint = None
+            forget(self)
         return super().train(mode)
 
     def encode(
@@ -175,7 +176,8 @@ class AudioVQ(nn.Module):
 
     @torch.no_grad()
     def latent(self, wav: Tensor) -> Tensor:
-        """The latent [B, T, D] of wav [B, 1, N], N a multiple of hop_length."""
+        """The latent of wav [B, 1, N], N a multiple of hop_length: [B, T, D], or with
+        `unit_blocks` [B, T, 2 * D]; see `Encoder`."""
         padded = F.pad(wav, (0, self.config.lookahead * self.config.hop_length))
         z, _ = self.encoder(padded, self.encoder.initial_state(len(wav)))
         return z[:, self.config.lookahead :].float()
@@ -230,7 +232,8 @@ class AudioVQ(nn.Module):
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell the tokens of this model from any others.
 
-        Models that differ in their decoders alone have the same, and decode each other's tokens.
+        Models of the same sizes that differ in their decoders' weights alone have the same, and
+        decode each other's tokens.
         """
         tensors = {
             name: tensor
@@ -285,8 +288,11 @@ class AudioVQ(nn.Module):
         """A model that computes the same, with `n_blocks` blocks of the units' own.
 
         They begin as copies of the encoder's last blocks, which the sound keeps. For training on.
-        Raises `ValueError` when there are such blocks already, and as `ModelConfig` does.
+        Raises `ValueError` when there are such blocks already, when `n_blocks` is less than 1, and
+        as `ModelConfig` does.
         """
+        if n_blocks < 1:
+            raise ValueError(f"n_blocks must be at least 1, not {n_blocks}.")
         if self.config.unit_blocks:
             raise ValueError(f"The units have {self.config.unit_blocks} blocks already.")
         grown = AudioVQ(replace(self.config, unit_blocks=n_blocks), dict(self.card))
@@ -299,7 +305,7 @@ class AudioVQ(nn.Module):
             norm.load_state_dict(self.encoder.norm.state_dict())
         grown.quantizer.load_state_dict(self.quantizer.state_dict())
         grown.decoder.load_state_dict(self.decoder.state_dict())
-        return grown.train(self.training)
+        return grown.to(self.device).train(self.training)
 
     def round_weights(self) -> "AudioVQ":
         """Round the network's weights to what float16 can hold, in place, still float32.

@@ -201,6 +201,10 @@ class ResidualQuantizer(nn.Module):
         """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""
         return self.project_in(z)
 
+    def vectors(self, z: Tensor) -> list[Tensor]:
+        """What the first level of each residual stack quantizes: here there is one stack."""
+        return [self.project_in(z)]
+
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
         """k-means start of every level, each on what the one before leaves of z [B, T, dim]."""
@@ -292,6 +296,11 @@ class SplitQuantizer(nn.Module):
     def unit_vectors(self, z: Tensor) -> Tensor:
         """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""
         return self.units.unit_vectors(self._parts(z)[0])
+
+    def vectors(self, z: Tensor) -> list[Tensor]:
+        """What level 0 quantizes and what level 1 does, [B, T, codebook_dim] each."""
+        z_units, z_acoustic = self._parts(z)
+        return [self.units.project_in(z_units), self.acoustic.project_in(z_acoustic)]
 
     def start(self, z: Tensor) -> None:
         """k-means start of every level from z [B, T, dim]."""

@@ -157,6 +157,8 @@ class Recipe:
             raise ValueError(
                 f'train.precision must be "bf16-mixed" or "32-true", not "{train.precision}".'
             )
+        if not 0 <= self.loss.unit_gradient <= 1:
+            raise ValueError(f"loss.unit_gradient must be in 0..1, not {self.loss.unit_gradient}.")
         if train.learn not in ("all", "decoder"):
             raise ValueError(f'train.learn must be "all" or "decoder", not "{train.learn}".')
         if train.learn == "decoder" and not train.initial_model:

@@ -13,7 +13,7 @@ unfinished block anew with every frame, which costs more.
 
 More threads take runs of blocks side by side: a block depends on the receptive field before it and
 on nothing earlier, so a run that starts that much early, from silence, meets the state that the run
-before it leaves, bit for bit.
+before it leaves, bit for bit. Frames to decode are shared out in the same way.
 """
 
 import copy
@@ -99,7 +99,7 @@ class _Engine:
 
         def compute(start: int, end: int, state: State) -> tuple[Tensor, State]:
             outputs = []
-            with torch.inference_mode(), _one_thread():
+            with torch.inference_mode():
                 for piece in codes[:, :, start:end].split(DECODE_BLOCK, dim=2):
                     z_q = self.quantizer.decode(piece, self.tables)
                     wav, state = self.decoder(z_q, state)
@@ -121,6 +121,11 @@ class _Engine:
 
         A run after the first one starts `warm_up` items early, with the initial state.
         """
+
+        def run_alone(start: int, end: int, state: State) -> tuple[Tensor, State]:
+            with _one_thread():
+                return compute(start, end, state)
+
         n_runs = min(torch.get_num_threads(), n_items // (2 * warm_up))
         if n_runs < 2 or self.device.type != "cpu":
             return compute(0, n_items, state)
@@ -131,7 +136,7 @@ class _Engine:
         with ThreadPoolExecutor(n_runs) as pool:
             for run, (start, end) in enumerate(zip(starts, [*starts[1:], n_items])):
                 early, before = (warm_up, initial) if run else (0, state)
-                jobs.append(pool.submit(compute, start - early, end, before))
+                jobs.append(pool.submit(run_alone, start - early, end, before))
         outputs, states = zip(*(job.result() for job in jobs))
         n_early = warm_up * outputs[0].shape[2] // starts[1]  # columns of the items before a run
         later = [output[:, :, n_early:] for output in outputs[1:]]
@@ -168,8 +173,8 @@ class _Engine:
 
         def compute(wav: Tensor, state: State) -> tuple[list[Tensor], State]:
             z, state = self.encoder(wav, state)
-            x = self.quantizer.unit_vectors(z).flatten(0, 1)
-            return [z, x, self.searches[0].scores(x)], state
+            vectors = [x.flatten(0, 1) for x in self.quantizer.vectors(z)]
+            return [z, *vectors, self.searches[0].scores(vectors[0])], state
 
         with torch.inference_mode(), _one_thread():
             whole, state_of_whole = compute(noise, self.initial_encoder_state)

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -494,6 +494,7 @@ class Run:
             "step": self.step,
             "best": self.best,
             "quantize": self.quantize,
+            "learn": self.recipe.train.learn,
             "config": asdict(self.recipe.model),
             "card": self.recipe.card,
         }
@@ -506,6 +507,13 @@ class Run:
         tensors, values = load_checkpoint(path)
         if ModelConfig.from_dict(values["config"]) != self.recipe.model:
             raise FileRefused(f"{path} is of another model than the recipe's; use another --out.")
+        learn = values.get("learn", "all")  # older checkpoints do not say
+        if learn != self.recipe.train.learn:
+            raise FileRefused(
+                f'{path} is of a run with train.learn = "{learn}", and the recipe says '
+                f'"{self.recipe.train.learn}"; export it, name that model as train.initial_model, '
+                "and use another --out."
+            )
         named = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         wanted = {f"generator.{name}": tensor for name, tensor in named.items()}
         wanted |= {f"discriminator.{name}": p for name, p in self.critic.named_parameters()}
@@ -580,10 +588,11 @@ def _initial_model(recipe: Recipe) -> AudioVQ:
     """The model to go on from, with `model.unit_blocks` where it has none yet."""
     name = recipe.train.initial_model
     model = AudioVQ.from_pretrained(name)
-    if recipe.model.unit_blocks and not model.config.unit_blocks:
-        model = model.with_unit_blocks(recipe.model.unit_blocks)
-    if model.config != recipe.model:
-        wanted, found = asdict(recipe.model), asdict(model.config)
+    only_decoder = recipe.train.learn == "decoder"
+    grows = recipe.model.unit_blocks and not model.config.unit_blocks and not only_decoder
+    expected = replace(recipe.model, unit_blocks=0) if grows else recipe.model
+    if model.config != expected:
+        wanted, found = asdict(expected), asdict(model.config)
         wrong = "; ".join(
             f"{key} is {found[key]} in the model and {wanted[key]} in the recipe"
             for key in found
@@ -592,7 +601,16 @@ def _initial_model(recipe: Recipe) -> AudioVQ:
         raise FileRefused(
             f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's."
         )
-    return model
+    if only_decoder and not all(
+        torch.equal(parameter, parameter.half().float())
+        for tensor, parameter in model.named_parameters()
+        if model.decides_tokens(tensor)
+    ):
+        raise FileRefused(
+            f"{name} has weights that an export would round, which would change its tokens; name "
+            "a model that `audiovq export` wrote."
+        )
+    return model.with_unit_blocks(recipe.model.unit_blocks) if grows else model
 
 
 def _optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

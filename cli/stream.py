@@ -11,7 +11,7 @@ from audiovq.files import FileRefused
 from .options import Device, DeviceOption, Model, load_model
 
 if TYPE_CHECKING:
-    from audiovq import ModelConfig
+    from audiovq import AudioVQ, ModelConfig
     from audiovq.live import LiveReport
 
 stream = typer.Typer(
@@ -45,7 +45,7 @@ def encode(
     """
     if raw != (rate is not None):
         raise typer.BadParameter("--raw and --rate go together: --raw --rate 16000.")
-    codec = load_model(model, device)
+    codec = _load_model(model, device)
     from audiovq.live import encode_live
 
     try:
@@ -69,7 +69,7 @@ def decode(
 
     Example: audiovq stream decode < live.avq | aplay
     """
-    codec = load_model(model, device)
+    codec = _load_model(model, device)
     from audiovq.live import decode_live
 
     try:
@@ -78,6 +78,13 @@ def decode(
         raise _reader_left() from error
     if latency:
         _say_latency(codec.config, report, "decode")
+
+
+def _load_model(model: str, device: Device) -> "AudioVQ":
+    import torch
+
+    torch.set_num_threads(1)  # a frame is too little for two to share
+    return load_model(model, device)
 
 
 def _reader_left() -> FileRefused:

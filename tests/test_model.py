@@ -123,6 +123,8 @@ def test_blocks_of_the_units_own_begin_as_the_ones_they_shared(speech):
     assert torch.equal(other[:, 1:], codes.indices[:, 1:])
     with pytest.raises(ValueError, match="have 1 blocks already"):
         grown.with_unit_blocks(1)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        model.with_unit_blocks(0)
 
 
 @pytest.mark.parametrize("fused", [False, True])

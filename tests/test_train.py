@@ -163,6 +163,11 @@ def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speec
     assert torch.equal(codes.indices, after.encode(speech).indices)
     assert not torch.allclose(before.decode(codes), after.decode(codes), atol=1e-3)
     assert after.fingerprint == before.fingerprint
+    with pytest.raises(FileRefused, match=r'train.learn = "decoder", and the recipe says "all"'):
+        train(recipe, tmp_path / "run", resume=True)
+    settings = replace(settings, initial_model=str(tiny_folder))
+    with pytest.raises(FileRefused, match="an export would round"):
+        train(replace(recipe, train=settings), tmp_path / "other")
 
 
 def test_a_run_goes_on_from_a_model(recipe, tiny_folder, tmp_path):

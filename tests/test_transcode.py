@@ -58,7 +58,7 @@ def test_tokens_of_another_model_are_refused_by_both_names(tiny_model, tmp_path)
     encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.avq", token_format="avq")
     other = started_model(TINY)
     with torch.no_grad():
-        other.decoder.head.weight.mul_(1.1)
+        other.encoder.norm.weight.mul_(1.1)
     other.card["name"] = "another model"
     with pytest.raises(FileRefused, match=r"test model .* another model"):
         decode_file(other, tmp_path / "a.avq", tmp_path / "a.wav")
