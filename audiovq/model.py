@@ -16,11 +16,13 @@ from audiovq.codes import Header
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused, atomic_output
 from audiovq.network import Decoder, Encoder
-from audiovq.quantize import Quantized, make_quantizer
+from audiovq.quantize import Quantized, Search, make_quantizer
 from audiovq.stream import Stream, forget
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+BATCH_FRAMES = 512
+"""Frames of each item that a GPU computes at once when more are there."""
 DEFAULT_FOLDER = Path(__file__).parent / "default"
 
 
@@ -94,7 +96,8 @@ class AudioVQ(nn.Module):
         lengths: samples of each item of a padded batch; N for all when None. The codes after an
             item's last frame are 0.
 
-        An item's codes do not depend on the other items, nor on the padding.
+        On a CPU an item's codes do not depend on the other items, nor on the padding. On a GPU all
+        items are computed at once, with sums in another order: a few tokens may be others.
         Raises `ValueError` for a wrong shape, n_q or length, and for samples that are not finite.
         """
         n_q = self.check_n_q(n_q)
@@ -107,10 +110,46 @@ class AudioVQ(nn.Module):
         if len(lengths) != batch or not all(1 <= length <= n_samples for length in lengths):
             raise ValueError(f"lengths must be {batch} numbers in 1..{n_samples}, not {lengths}.")
         wav = wav.to(self.device, torch.float32)
+        if self.device.type != "cpu":
+            return Codes(self._encode_batch(wav, lengths, n_q), tuple(lengths))
         items = [self._encode_one(item[None, :, :n], n_q) for item, n in zip(wav, lengths)]
         n_frames = max(item.shape[2] for item in items)
         indices = torch.cat([F.pad(item, (0, n_frames - item.shape[2])) for item in items])
         return Codes(indices, tuple(lengths))
+
+    @torch.no_grad()
+    def _encode_batch(self, wav: Tensor, lengths: list[int], n_q: int) -> Tensor:
+        """Codes [B, n_q, T] of all items at once, which is what keeps a GPU busy."""
+        config, hop = self.config, self.config.hop_length
+        samples = torch.tensor(lengths, device=wav.device)[:, None, None]
+        n_frames = -(-max(lengths) // hop)
+        wav = wav.masked_fill(torch.arange(wav.shape[2], device=wav.device) >= samples, 0.0)
+        wav = F.pad(wav, (0, (n_frames + config.lookahead) * hop - wav.shape[2]))
+        searches = [Search(table, pack=False) for table in self.quantizer.tables()[:n_q]]
+        state, codes = self.encoder.initial_state(len(wav)), []
+        for piece in wav.split(BATCH_FRAMES * hop, dim=2):
+            z, state = self.encoder(piece, state)
+            codes.append(self.quantizer.encode(z, searches))
+        indices = torch.cat(codes, dim=2)[:, :, config.lookahead :]
+        starts = torch.arange(n_frames, device=wav.device) * hop
+        return indices.masked_fill(starts >= samples, 0)
+
+    @torch.no_grad()
+    def _decode_batch(self, indices: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Samples [B, 1, N] of all items at once; N is the longest of `lengths`."""
+        config, hop = self.config, self.config.hop_length
+        samples = torch.tensor(lengths, device=indices.device)[:, None, None]
+        indices = indices[:, :, : -(-max(lengths) // hop)]
+        n_frames = indices.shape[2]
+        heard = torch.arange(n_frames, device=indices.device)[:, None] * hop < samples
+        z_q = self.quantizer.decode(indices, self.quantizer.tables()) * heard  # [B, T, D]
+        z_q = F.pad(z_q, (0, 0, 0, config.overlap_frames))  # the windows that reach back
+        state, wavs = self.decoder.initial_state(len(indices)), []
+        for piece in z_q.split(BATCH_FRAMES, dim=1):
+            wav, state = self.decoder(piece, state)
+            wavs.append(wav)
+        wav = torch.cat(wavs, dim=2)[:, :, config.overlap_frames * hop :][:, :, : max(lengths)]
+        return wav.masked_fill(torch.arange(wav.shape[2], device=wav.device) >= samples, 0.0)
 
     def _encode_one(self, wav: Tensor, n_q: int) -> Tensor:
         stream = self.stream(n_q)
@@ -138,6 +177,8 @@ class AudioVQ(nn.Module):
         if max(codes.lengths) > indices.shape[2] * hop or len(codes.lengths) != len(indices):
             raise ValueError(f"lengths {list(codes.lengths)} do not match the codes.")
         indices = indices.to(self.device, torch.int64)
+        if self.device.type != "cpu":
+            return self._decode_batch(indices, codes.lengths)
         items = []
         for item, n_samples in zip(indices, codes.lengths):
             stream = self.stream()

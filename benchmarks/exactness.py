@@ -4,11 +4,12 @@
 
 Prints, over all recordings of a folder, the number of tokens that differ from those of the whole
 file at once on one thread: cut at random, live in chunks of 20 ms, restarted from a saved state,
-in a padded batch, on two threads, in blocks alone as on machines where no other shape is exact, and
-through ONNX Runtime. The same for the samples that are decoded: frame by frame, cut at random and
-on two threads, beside those of all frames at once on one. Then the slice consistency: the share of
-tokens that stay the same when a slice of 2 s is encoded alone, frame-aligned and at random offsets,
-over all levels and over the units; and what has been published of other codecs.
+in a padded batch, the items of a batch at once as a GPU does, on two threads, in blocks alone as on
+machines where no other shape is exact, through ONNX Runtime, and on another device. The same for
+the samples that are decoded: frame by frame, cut at random and on two threads, beside those of all
+frames at once on one. Then the slice consistency: the share of tokens that stay the same when a
+slice of 2 s is encoded alone, frame-aligned and at random offsets, over all levels and over the
+units; and what has been published of other codecs.
 """
 
 import argparse
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="default", help='"default" or a folder')
     parser.add_argument("--limit", type=int, help="so many recordings, evenly spaced")
+    parser.add_argument("--device", help="also in batches on this device, for example cuda")
     parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
     arguments = parser.parse_args()
     model = AudioVQ.from_pretrained(arguments.model)
@@ -131,7 +133,10 @@ def main() -> None:
             ways["ONNX Runtime"] = lambda w: torch.from_numpy(exported.encode(w[0, 0].numpy()))[
                 None
             ]
-    different = dict.fromkeys([*ways, "padded batch"], 0)
+    different = dict.fromkeys([*ways, "padded batch", "items at once, as on a GPU"], 0)
+    if arguments.device:
+        elsewhere = AudioVQ.from_pretrained(arguments.model).to(arguments.device)
+        different[f"padded batch, {arguments.device}"] = 0
     agree: dict[str, list[torch.Tensor]] = {"frame-aligned": [], "random offset": []}
     n_tokens, n_seconds, n_frames = 0, 0.0, round(2 * model.config.frame_rate)
     batch: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -154,9 +159,18 @@ def main() -> None:
             padded = torch.randn(len(batch), 1, max(lengths))
             for item, (w, _) in enumerate(batch):
                 padded[item, :, : w.shape[2]] = w[0]
-            indices = model.encode(padded, lengths=lengths).indices
-            for item, (_, w) in zip(indices, batch):
-                different["padded batch"] += int((item[:, : w.shape[2]] != w[0]).sum())
+            batched = {
+                "padded batch": model.encode(padded, lengths=lengths).indices,
+                "items at once, as on a GPU": model._encode_batch(
+                    padded, lengths, model.config.n_codebooks
+                ),
+            }
+            if arguments.device:
+                indices = elsewhere.encode(padded, lengths=lengths).indices.cpu()
+                batched[f"padded batch, {arguments.device}"] = indices
+            for name, indices in batched.items():
+                for item, (_, w) in zip(indices, batch):
+                    different[name] += int((item[:, : w.shape[2]] != w[0]).sum())
             batch.clear()
         if whole.shape[2] > n_frames + 1:
             start = int(rng.integers(0, wav.shape[2] - (n_frames + 1) * hop))

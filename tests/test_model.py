@@ -109,6 +109,22 @@ def test_the_fingerprint_follows_what_decides_the_tokens(speech):
     assert model.fingerprint == before
 
 
+@pytest.mark.parametrize("change", UNITS)
+@pytest.mark.parametrize("n_q", [1, 4])
+def test_all_items_at_once_are_the_items_but_for_rounding(change, n_q, speech, monkeypatch):
+    """What a GPU does with a batch, here on the CPU, in more than one piece."""
+    monkeypatch.setattr("audiovq.model.BATCH_FRAMES", 50)
+    model = started_model(replace(TINY, **change))
+    lengths = [speech.shape[2], 1, 9_601, 320]
+    wav = torch.cat([speech, torch.randn_like(speech), -speech, speech])
+    alone = model.encode(wav, n_q, lengths)
+    codes = model._encode_batch(wav, lengths, n_q)
+    assert codes.shape == alone.indices.shape
+    assert (codes != alone.indices).float().mean() < 0.005
+    decoded = model._decode_batch(alone.indices, alone.lengths)
+    torch.testing.assert_close(decoded, model.decode(alone), atol=1e-4, rtol=0)
+
+
 def test_blocks_of_the_units_own_begin_as_the_ones_they_shared(speech):
     model = started_model(TINY)
     grown = model.with_unit_blocks(1)
