@@ -24,6 +24,9 @@ class ModelConfig:
     unit_blocks: int = 0
     """How many of the encoder's last blocks the units have for themselves: as many stand beside
     them. 0 makes units and sound share all. Only with unit_level "split"."""
+    spectrum_size: int = 0
+    """Samples of the windows, two for each frame, whose log spectrum joins the encoder's frames.
+    Convolutions find magnitudes hard to learn. 0: none."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""
     decoder_channels: int = 384
@@ -68,6 +71,15 @@ class ModelConfig:
                 f"n_fft must be a multiple of the hop ({self.hop_length}, the product of strides) "
                 f"and at least twice it, not {self.n_fft}."
             )
+        if self.spectrum_size and (
+            self.spectrum_size % 2
+            or self.hop_length % 2
+            or not self.hop_length // 2 <= self.spectrum_size <= 4 * self.hop_length
+        ):
+            raise ValueError(
+                f"spectrum_size must be 0 or an even number from half a hop to four hops, and the "
+                f"hop an even number, not {self.spectrum_size} with a hop of {self.hop_length}."
+            )
         if self.lookahead > 2:
             raise ValueError(f"lookahead must be 0, 1 or 2 frames, not {self.lookahead}.")
         if self.block_frames <= self.lookahead:
@@ -97,7 +109,7 @@ class ModelConfig:
     def _check_types(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("lookahead", "unit_blocks") else 1
+            least = 0 if field.name in ("lookahead", "unit_blocks", "spectrum_size") else 1
             if isinstance(field.default, int):
                 if type(value) is not int or value < least:
                     raise ValueError(
@@ -142,7 +154,9 @@ class ModelConfig:
             samples += (self.taps(index) - 1) * stride * rate
             rate *= stride
             samples += blocks * (self.kernel_size - 1) * rate
-        return samples + self.hop_length * (1 + self.lookahead)
+        spectrum = self.spectrum_size - 1 - self.hop_length // 2  # its window begins with a zero
+        last = self.encoder_blocks[-1] * (self.kernel_size - 1) * self.hop_length
+        return max(samples, spectrum + last) + self.hop_length * (1 + self.lookahead)
 
     @property
     def decoder_memory(self) -> int:

@@ -130,6 +130,7 @@ class CropDataset(Dataset):
         crop_frames: int,
         seed: int,
         level_range_db: float = 0.0,
+        speed_range: float = 0.0,
         teacher_folder: str = "",
         teacher_dim: int = 0,
         labels_folder: str = "",
@@ -145,6 +146,7 @@ class CropDataset(Dataset):
         self.crop_frames = crop_frames
         self.seed = seed
         self.level_range_db = level_range_db
+        self.speed_range = speed_range
         self.teacher_folder = teacher_folder
         self.teacher_dim = teacher_dim
         self.labels_folder = labels_folder
@@ -169,26 +171,31 @@ class CropDataset(Dataset):
         return self.corpora[which].cuts[int(np.searchsorted(ends, rng.random() * ends[-1]))]
 
     def _crop(self, cut: Cut, rng: np.random.Generator) -> dict[str, Any]:
+        # Frames of the recording that pass in one frame of the crop: pitch and formants move too.
+        speed = (1 + self.speed_range) ** rng.uniform(-1, 1) if self.speed_range else 1.0
         cut_samples = round(cut.duration * self.sample_rate)
         n_frames = cut_samples // self.hop_length
-        first = int(rng.integers(max(1, n_frames - self.crop_frames + 1)))
+        first = int(rng.integers(max(1, n_frames - math.ceil(self.crop_frames * speed) + 1)))
         start = round(cut.start * self.sample_rate) + first * self.hop_length
         n_samples = self.crop_frames * self.hop_length
         # What follows a short cut in its file is not part of it.
-        n_read = min(n_samples, cut_samples - first * self.hop_length)
+        n_read = min(math.ceil(n_samples * speed), cut_samples - first * self.hop_length)
         wav = read_crop(cut.path, start, n_read, self.sample_rate)
+        if speed != 1.0:
+            wav = soxr.resample(wav, self.sample_rate * speed, self.sample_rate)[:n_samples]
         wav = _change_level(wav, self.level_range_db, rng)
-        wav = np.pad(wav, (0, n_samples - n_read))
+        wav = np.pad(wav, (0, n_samples - len(wav)))
+        rows = first + ((np.arange(self.crop_frames) + 0.5) * speed).astype(int)
         item: dict[str, Any] = {"wav": torch.from_numpy(wav)[None], "id": cut.id}
         if self.teacher_folder:
-            teacher = _read_rows(self.teacher_folder, cut.id, first, self.crop_frames)
+            teacher = _read_rows(self.teacher_folder, cut.id, rows)
             has_teacher = teacher is not None
             if teacher is None:
                 teacher = np.zeros((self.crop_frames, self.teacher_dim), dtype=np.float32)
             item["teacher"] = torch.from_numpy(teacher.astype(np.float32))
             item["has_teacher"] = torch.tensor(has_teacher)
         if self.labels_folder:
-            labels = _read_rows(self.labels_folder, cut.id, first, self.crop_frames)
+            labels = _read_rows(self.labels_folder, cut.id, rows)
             if labels is None:
                 labels = np.full(self.crop_frames, NO_LABEL)
             item["labels"] = torch.from_numpy(labels.astype(np.int64))
@@ -202,8 +209,8 @@ def _change_level(wav: np.ndarray, range_db: float, rng: np.random.Generator) ->
     return (wav * min(gain, 1 / peak if peak > 1e-5 else gain)).astype(np.float32)
 
 
-def _read_rows(folder: str, name: str, first: int, count: int) -> np.ndarray | None:
-    """Rows first .. first + count of `<folder>/<name>.npy`, the last one repeated past the end."""
+def _read_rows(folder: str, name: str, index: np.ndarray) -> np.ndarray | None:
+    """These rows of `<folder>/<name>.npy`, the last one repeated past the end."""
     path = Path(folder) / f"{name}.npy"
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -213,5 +220,4 @@ def _read_rows(folder: str, name: str, first: int, count: int) -> np.ndarray | N
         raise FileRefused(f"{path} is not a .npy file, or damaged ({error}).") from error
     if not len(rows):
         return None
-    index = np.minimum(np.arange(first, first + count), len(rows) - 1)
-    return np.asarray(rows[index])
+    return np.asarray(rows[np.minimum(index, len(rows) - 1)])

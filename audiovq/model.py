@@ -325,27 +325,43 @@ class AudioVQ(nn.Module):
         with atomic_output(folder / CONFIG_FILE, overwrite=overwrite) as temporary:
             temporary.write_text(text + "\n")
 
-    def with_unit_blocks(self, n_blocks: int) -> "AudioVQ":
-        """A model that computes the same, with `n_blocks` blocks of the units' own.
+    def grown(self, *, unit_blocks: int = 0, spectrum_size: int = 0) -> "AudioVQ":
+        """A model that computes the same, with room to learn more; 0 leaves a size as it is.
 
-        They begin as copies of the encoder's last blocks, which the sound keeps. For training on.
-        Raises `ValueError` when there are such blocks already, when `n_blocks` is less than 1, and
-        as `ModelConfig` does.
+        unit_blocks: blocks of the units' own, which begin as copies of the encoder's last ones.
+        spectrum_size: that of `ModelConfig`; the spectrum begins with weights of 0.
+
+        Raises `ValueError` when the model has one of them in another size already, when nothing
+        is asked for, and as `ModelConfig` does.
         """
-        if n_blocks < 1:
-            raise ValueError(f"n_blocks must be at least 1, not {n_blocks}.")
-        if self.config.unit_blocks:
-            raise ValueError(f"The units have {self.config.unit_blocks} blocks already.")
-        grown = AudioVQ(replace(self.config, unit_blocks=n_blocks), dict(self.card))
-        parts, stack = grown.encoder, self.encoder.stack.layers
-        n_shared = len(stack) - n_blocks
-        parts.stack.layers.load_state_dict(stack[:n_shared].state_dict())
-        for branch in (parts.sound, parts.units):
-            branch.layers.load_state_dict(nn.ModuleList(stack[n_shared:]).state_dict())
-        for norm in (parts.norm, parts.unit_norm):
-            norm.load_state_dict(self.encoder.norm.state_dict())
-        grown.quantizer.load_state_dict(self.quantizer.state_dict())
-        grown.decoder.load_state_dict(self.decoder.state_dict())
+        wanted = {"unit_blocks": unit_blocks, "spectrum_size": spectrum_size}
+        changes: dict[str, Any] = {}
+        for name, size in wanted.items():
+            has = getattr(self.config, name)
+            if size and has and size != has:
+                raise ValueError(f"{name} is {has} in this model and cannot become {size}.")
+            if size and not has:
+                changes[name] = size
+        if not changes:
+            raise ValueError("Give a unit_blocks or spectrum_size that the model does not have.")
+        grown = AudioVQ(replace(self.config, **changes), dict(self.card))
+        tensors = self.state_dict()
+        if "unit_blocks" in changes:
+            n_shared = len(self.encoder.stack.layers) - unit_blocks
+            for name in [name for name in tensors if name.startswith("encoder.")]:
+                if name.startswith("encoder.stack.layers."):
+                    index, rest = name.removeprefix("encoder.stack.layers.").split(".", 1)
+                    if int(index) >= n_shared:
+                        tensor = tensors.pop(name)
+                        for branch in ("sound", "units"):
+                            own = f"encoder.{branch}.layers.{int(index) - n_shared}.{rest}"
+                            tensors[own] = tensor
+                elif name.startswith("encoder.norm."):
+                    tensors[name.replace("norm", "unit_norm")] = tensors[name]
+        for name, tensor in grown.state_dict().items():
+            if "spectrum." in name and name not in tensors:
+                tensors[name] = torch.zeros_like(tensor)
+        grown.load_state_dict(tensors)
         return grown.to(self.device).train(self.training)
 
     def round_weights(self) -> "AudioVQ":

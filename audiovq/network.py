@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from audiovq.config import ModelConfig
-from audiovq.layers import CausalConv, CausalStack, OverlapAdd, ResidualBlock, State
+from audiovq.layers import CausalConv, CausalStack, LogSpectrum, OverlapAdd, ResidualBlock, State
 
 
 class Encoder(nn.Module):
@@ -17,6 +17,9 @@ class Encoder(nn.Module):
 
     With `unit_blocks` the last blocks are there twice, for the sound and for the units, and the
     latent is both side by side, [B, T, 2 * D], the sound's first.
+
+    With `spectrum_size` a log spectrum joins the frames where the convolutions have reached the
+    frame rate, and the units' own blocks once more.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -29,13 +32,21 @@ class Encoder(nn.Module):
                 layers.append(ResidualBlock(channels, config.kernel_size, config.encoder_expansion))
             width = channels
         self.unit_blocks = config.unit_blocks
-        n_shared = len(layers) - self.unit_blocks
+        n_layers = len(layers)
+        n_shared = n_layers - self.unit_blocks
         self.stack = CausalStack(layers[:n_shared])
         self.norm = nn.LayerNorm(width)
         if self.unit_blocks:
             self.sound = CausalStack(layers[n_shared:])
             self.units = copy.deepcopy(self.sound)
             self.unit_norm = nn.LayerNorm(width)
+        self.join = n_layers - config.encoder_blocks[-1] - 1
+        self.log_spectrum = None
+        if config.spectrum_size:
+            self.log_spectrum = LogSpectrum(config.spectrum_size, config.hop_length)
+            self.spectrum = nn.Linear(config.spectrum_size, width)
+            if self.unit_blocks:
+                self.unit_spectrum = nn.Linear(config.spectrum_size, width)
         self.unit_gradient = 1.0
         """Share of the units' gradient that reaches the layers they share with the sound."""
 
@@ -44,20 +55,31 @@ class Encoder(nn.Module):
         state = self.stack.initial_state(batch)
         if self.unit_blocks:
             state += self.sound.initial_state(batch) + self.units.initial_state(batch)
+        if self.log_spectrum is not None:
+            state.append(self.log_spectrum.initial_state(batch))
         return state
 
     def forward(self, wav: Tensor, state: State) -> tuple[Tensor, State]:
-        n_shared = len(self.stack.layers)
-        x, after = self.stack(wav.transpose(1, 2), state[:n_shared])  # [B, T, D]
+        x, after, features, after_spectrum = wav.transpose(1, 2), [], None, []
+        if self.log_spectrum is not None:
+            features, past = self.log_spectrum(wav.squeeze(1), state[-1])
+            after_spectrum = [past]
+        for index, (layer, past) in enumerate(zip(self.stack.layers, state)):
+            x, past = layer(x, past)  # [B, T, D] in the end
+            after.append(past)
+            if index == self.join and features is not None:
+                x = x + self.spectrum(features)
         if not self.unit_blocks:
-            return self.norm(x), after
-        own = state[n_shared:]
+            return self.norm(x), after + after_spectrum
+        own = state[len(after) :]
         sound, after_sound = self.sound(x, own[: self.unit_blocks])
         if x.requires_grad:
             x = torch.lerp(x.detach(), x, self.unit_gradient)
+        if features is not None:
+            x = x + self.unit_spectrum(features)
         units, after_units = self.units(x, own[self.unit_blocks :])
         z = torch.cat([self.norm(sound), self.unit_norm(units)], dim=-1)
-        return z, after + after_sound + after_units
+        return z, after + after_sound + after_units + after_spectrum
 
 
 class Decoder(nn.Module):

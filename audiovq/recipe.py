@@ -36,6 +36,9 @@ class DataSettings:
     """Crops of a step, over all devices."""
     level_range_db: float = 10.0
     """Each crop's level is changed by up to this much up or down, in dB."""
+    speed_range: float = 0.0
+    """Each crop is played faster or slower by up to this share, which changes its voice, 0 to 0.5:
+    for corpora of few voices."""
     workers: int = 1
     """Processes that read crops, for each device."""
     teacher_folder: str = ""
@@ -153,6 +156,8 @@ class Recipe:
                 f"data.batch_size must be a multiple of train.devices ({train.devices}), "
                 f"not {data.batch_size}."
             )
+        if not 0 <= data.speed_range <= 0.5:
+            raise ValueError(f"data.speed_range must be in 0..0.5, not {data.speed_range}.")
         if train.precision not in ("bf16-mixed", "32-true"):
             raise ValueError(
                 f'train.precision must be "bf16-mixed" or "32-true", not "{train.precision}".'

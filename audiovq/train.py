@@ -585,12 +585,17 @@ def export(run: str | Path, folder: str | Path, *, best: bool = True) -> AudioVQ
 
 
 def _initial_model(recipe: Recipe) -> AudioVQ:
-    """The model to go on from, with `model.unit_blocks` where it has none yet."""
+    """The model to go on from, grown to the recipe's `model.unit_blocks` and `spectrum_size`."""
     name = recipe.train.initial_model
     model = AudioVQ.from_pretrained(name)
     only_decoder = recipe.train.learn == "decoder"
-    grows = recipe.model.unit_blocks and not model.config.unit_blocks and not only_decoder
-    expected = replace(recipe.model, unit_blocks=0) if grows else recipe.model
+    growth: dict[str, Any] = {
+        size: getattr(recipe.model, size)
+        for size in ("unit_blocks", "spectrum_size")
+        if getattr(recipe.model, size) and not getattr(model.config, size) and not only_decoder
+    }
+    no_growth: dict[str, Any] = dict.fromkeys(growth, 0)
+    expected = replace(recipe.model, **no_growth)
     if model.config != expected:
         wanted, found = asdict(expected), asdict(model.config)
         wrong = "; ".join(
@@ -610,7 +615,7 @@ def _initial_model(recipe: Recipe) -> AudioVQ:
             f"{name} has weights that an export would round, which would change its tokens; name "
             "a model that `audiovq export` wrote."
         )
-    return model.with_unit_blocks(recipe.model.unit_blocks) if grows else model
+    return model.grown(**growth) if growth else model
 
 
 def _optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -642,6 +647,7 @@ def _dataset(recipe: Recipe) -> CropDataset:
         crop_frames=recipe.crop_frames,
         seed=recipe.train.seed,
         level_range_db=data.level_range_db,
+        speed_range=data.speed_range,
         teacher_folder=data.teacher_folder,
         teacher_dim=data.teacher_dim,
         labels_folder=data.labels_folder,

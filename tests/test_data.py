@@ -195,6 +195,25 @@ def test_teacher_and_labels_lie_on_the_frames_of_the_crop(tmp_path):
     assert (without["labels"] == NO_LABEL).all()
 
 
+def test_teacher_and_labels_keep_to_a_crop_of_another_speed(tmp_path):
+    """A recording whose samples rise by 1 / 1000 a frame: a sample tells where it was taken."""
+    n_frames = 90
+    samples = np.arange(n_frames * HOP) / HOP / 1000
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, "FLOAT")
+    np.save(tmp_path / "a.npy", np.arange(n_frames, dtype=np.int8))
+    cut = Cut("a", str(tmp_path / "a.wav"), 0.0, n_frames * HOP / 16_000)
+    speeds = []
+    for index in range(40):
+        item = dataset([cut], speed_range=0.25, labels_folder=str(tmp_path))[index]
+        assert item["wav"].shape == (1, 25 * HOP)
+        middle = item["wav"][0, HOP // 2 :: HOP].numpy() * 1000  # frame number, with its fraction
+        whole = slice(2, -2)  # the ends of a resampled crop ring
+        assert np.abs(item["labels"].numpy() + 0.5 - middle)[whole].max() < 0.52
+        speeds.append(np.diff(middle[whole]).mean())
+    assert 0.79 < min(speeds) < 0.85
+    assert 1.18 < max(speeds) < 1.26
+
+
 def test_a_damaged_teacher_file_is_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"no array")
     cut = Cut("a", str(EXAMPLES[0]), 0.0, 2.0)

@@ -8,6 +8,7 @@ from audiovq.layers import (
     CausalConv,
     CausalStack,
     HalfLinear,
+    LogSpectrum,
     OverlapAdd,
     PackedLinear,
     ResidualBlock,
@@ -40,6 +41,39 @@ def test_a_convolution_in_chunks_is_the_convolution(taps, stride, chunk):
     pieces, after_pieces = in_pieces(conv, x, conv.initial_state(2), chunk * stride)
     torch.testing.assert_close(pieces, whole)
     torch.testing.assert_close(after_pieces, after, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [20, 26, 64])
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_a_spectrum_in_chunks_is_the_spectrum(size, chunk):
+    torch.manual_seed(0)
+    hop = 40
+    spectrum = LogSpectrum(size, hop)
+    wav = torch.randn(2, 21 * hop)
+    whole, after = spectrum(wav, spectrum.initial_state(2))
+    assert whole.shape == (2, 21, size)
+    pieces, after_pieces = in_pieces(spectrum, wav, spectrum.initial_state(2), chunk * hop)
+    assert torch.equal(pieces, whole)
+    assert torch.equal(after_pieces, after)
+
+
+def test_a_spectrum_is_that_of_the_windows_that_end_in_and_with_the_frame():
+    """Its logarithm tells tenfold amplitudes by steps of one, down to what cannot be heard."""
+    size, hop, frame = 64, 40, 5
+    spectrum = LogSpectrum(size, hop)
+    wav = 0.1 * torch.randn(1, 8 * hop, generator=torch.Generator().manual_seed(0))
+    features, _ = spectrum(wav, spectrum.initial_state(1))
+    for half, end in enumerate((frame * hop + hop // 2, (frame + 1) * hop)):
+        part = wav[0, end - size : end] * torch.hann_window(size)
+        wanted = torch.fft.rfft(part).abs().log10()[: size // 2] + 0.5
+        got = features[0, frame, half * size // 2 : (half + 1) * size // 2]
+        torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)
+    louder, _ = spectrum(wav * 10, spectrum.initial_state(1))
+    torch.testing.assert_close(louder[:, 2:], features[:, 2:] + 1, atol=1e-3, rtol=0)
+    silent, _ = spectrum(wav * 0, spectrum.initial_state(1))
+    faint, _ = spectrum(wav * 1e-6, spectrum.initial_state(1))
+    torch.testing.assert_close(faint, silent, atol=1e-3, rtol=0)
+    assert silent.unique().numel() == 1
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 7])

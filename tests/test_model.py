@@ -125,22 +125,42 @@ def test_all_items_at_once_are_the_items_but_for_rounding(change, n_q, speech, m
     torch.testing.assert_close(decoded, model.decode(alone), atol=1e-4, rtol=0)
 
 
-def test_blocks_of_the_units_own_begin_as_the_ones_they_shared(speech):
+@pytest.mark.parametrize(
+    "growth",
+    [{"unit_blocks": 1}, {"spectrum_size": 512}, {"unit_blocks": 1, "spectrum_size": 512}],
+)
+def test_a_grown_model_computes_the_same(speech, growth):
     model = started_model(TINY)
-    grown = model.with_unit_blocks(1)
+    grown = model.grown(**growth)
     codes = model.encode(speech)
     assert torch.equal(grown.encode(speech).indices, codes.indices)
     assert torch.equal(grown.decode(codes), model.decode(codes))
+    again = AudioVQ(TINY)
+    again.load_state_dict(model.state_dict())
+    step_by_step = again.eval()
+    for name, size in growth.items():
+        step_by_step = step_by_step.grown(**{name: size})
+    assert step_by_step.fingerprint == grown.fingerprint
+    new = [parameter for name, parameter in grown.encoder.named_parameters() if "unit" in name]
     with torch.no_grad():
-        for parameter in grown.encoder.units.parameters():
-            parameter.mul_(1.5)
+        for parameter in new or grown.encoder.spectrum.parameters():
+            parameter.copy_(torch.randn_like(parameter))
     other = grown.encode(speech).indices
     assert not torch.equal(other[:, 0], codes.indices[:, 0])
-    assert torch.equal(other[:, 1:], codes.indices[:, 1:])
-    with pytest.raises(ValueError, match="have 1 blocks already"):
-        grown.with_unit_blocks(1)
-    with pytest.raises(ValueError, match="must be at least 1"):
-        model.with_unit_blocks(0)
+    assert torch.equal(other[:, 1:], codes.indices[:, 1:]) == bool(new)
+
+
+def test_a_model_grows_once_and_only_where_it_can():
+    model = started_model(TINY)
+    grown = model.grown(unit_blocks=1)
+    with pytest.raises(ValueError, match="does not have"):
+        grown.grown(unit_blocks=1)
+    with pytest.raises(ValueError, match="does not have"):
+        model.grown()
+    with pytest.raises(ValueError, match="unit_blocks is 1 in this model and cannot become 2"):
+        grown.grown(unit_blocks=2)
+    with pytest.raises(ValueError, match="even number"):
+        model.grown(spectrum_size=33)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -11,7 +11,11 @@ CONFIGS = [
     ModelConfig(channels=(8, 8, 8), decoder_channels=8, kernel_size=3),
     ModelConfig(strides=(40, 8), channels=(8, 8), encoder_blocks=(0, 2), lookahead=0),
     ModelConfig(strides=(4,), channels=(8,), encoder_blocks=(1,), n_fft=8, lookahead=2),
+    ModelConfig(strides=(4,), channels=(8,), encoder_blocks=(1,), n_fft=8, spectrum_size=16),
     ModelConfig(strides=(40, 8), channels=(8, 8), encoder_blocks=(1, 3), unit_blocks=2),
+    ModelConfig(
+        strides=(40, 8), channels=(8, 8), encoder_blocks=(1, 3), unit_blocks=2, spectrum_size=512
+    ),
 ]
 
 
@@ -47,7 +51,7 @@ def test_units_teach_the_shared_layers_only_their_share(share):
         assert not any(p.grad.any() for p in encoder.sound.parameters())
         gradients.append({name: p.grad for name, p in encoder.named_parameters()})
     for name, whole in gradients[0].items():
-        if name.startswith("stack."):
+        if name.startswith(("stack.", "spectrum.")):
             torch.testing.assert_close(gradients[1][name], share * whole)
         elif whole is not None:
             torch.testing.assert_close(gradients[1][name], whole)

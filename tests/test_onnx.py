@@ -18,6 +18,7 @@ CONFIGS = {
     "split": TINY,
     "residual": replace(TINY, unit_level="residual", lookahead=0, n_fft=1280),
     "blocks of their own": replace(TINY, unit_blocks=1),
+    "with a spectrum": replace(TINY, unit_blocks=1, spectrum_size=512),
 }
 
 

@@ -16,6 +16,7 @@ CONFIGS = {
     "residual, no lookahead": {"unit_level": "residual", "lookahead": 0},
     "two frames of lookahead": {"lookahead": 2, "block_frames": 3},
     "units with a block of their own": {"unit_blocks": 1},
+    "with a spectrum": {"unit_blocks": 1, "spectrum_size": 512},
     "long windows": {"n_fft": 1280, "block_frames": 7},
     "wide": WIDE,
     "wide, rounded": WIDE,

@@ -172,7 +172,7 @@ def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speec
 
 def test_a_run_goes_on_from_a_model(recipe, tiny_folder, tmp_path):
     settings = replace(recipe.train, initial_model=str(tiny_folder), steps=1)
-    for change in ({}, {"unit_blocks": 1}):
+    for change in ({}, {"unit_blocks": 1}, {"unit_blocks": 1, "spectrum_size": 512}):
         changed = replace(recipe, train=settings, model=replace(TINY, **change))
         train(changed, tmp_path / f"run{len(change)}")
     with pytest.raises(FileRefused, match="kernel_size is 7 in the model and 5 in the recipe"):
@@ -180,7 +180,7 @@ def test_a_run_goes_on_from_a_model(recipe, tiny_folder, tmp_path):
             replace(recipe, train=settings, model=replace(TINY, kernel_size=5)), tmp_path / "wrong"
         )
     early = weights(tmp_path / "run1")
-    wanted = AudioVQ.from_pretrained(tiny_folder).with_unit_blocks(1).state_dict()
+    wanted = AudioVQ.from_pretrained(tiny_folder).grown(unit_blocks=1).state_dict()
     for name in ("encoder.units.layers.0.up.weight", "decoder.head.weight"):  # but for one step
         close = torch.isclose(early[f"generator.model.{name}"], wanted[name], atol=1e-3)
         assert close.all(), name

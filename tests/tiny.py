@@ -22,8 +22,13 @@ TINY = ModelConfig(
     block_frames=4,
 )
 
-UNITS: list[dict] = [{}, {"unit_level": "residual"}, {"unit_blocks": 1}]
-"""Changes of `TINY`: the places where the units can stand."""
+UNITS: list[dict] = [
+    {},
+    {"unit_level": "residual"},
+    {"unit_blocks": 1},
+    {"unit_blocks": 1, "spectrum_size": 512},
+]
+"""Changes of `TINY`: the places where the units can stand, and what they may see."""
 
 
 def started_model(config: ModelConfig) -> AudioVQ:
