@@ -14,7 +14,7 @@ import machine
 import numpy as np
 import torch
 
-from audiovq import AudioVQ, ModelConfig
+from audiovq import AudioVQ
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.model == "random":
-        model = AudioVQ(ModelConfig(unit_blocks=2)).eval().round_weights()
+        model = AudioVQ(AudioVQ.from_pretrained().config).eval().round_weights()
     else:
         model = AudioVQ.from_pretrained(arguments.model)
     config = model.config

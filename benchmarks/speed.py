@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
     arguments = parser.parse_args()
     if arguments.model == "random":
-        model = AudioVQ(ModelConfig(unit_blocks=2)).eval().round_weights()
+        model = AudioVQ(AudioVQ.from_pretrained().config).eval().round_weights()
     else:
         model = AudioVQ.from_pretrained(arguments.model)
     if arguments.block_frames:
