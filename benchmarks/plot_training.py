@@ -61,6 +61,7 @@ def main(
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
+            axis.margins(y=0.25)  # room for the legend
             axis.legend(fontsize=8, ncols=2)
         else:
             axis.text(0.5, 0.5, "nothing yet", transform=axis.transAxes, ha="center", color="0.5")
