@@ -235,9 +235,13 @@ class LogSpectrum(nn.Module):
 
     def forward(self, wav: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         past = torch.cat([state, wav], dim=1)
-        spectra = torch.fft.rfft(past.unfold(1, self.size, self.shift) * self.window)
-        power = torch.view_as_real(spectra)[..., : self.size // 2, :].square().sum(dim=-1)
-        features = 0.5 * (power + self.floor).log10() + 0.5  # [B, 2 * T, size / 2]
+        # In float32 a faint bin beside a strong one keeps three digits, others on every machine, and
+        # the logarithm shows it. On Apple's GPUs there is no float64.
+        precise = torch.float32 if wav.device.type == "mps" else torch.float64
+        windows = past.unfold(1, self.size, self.shift).to(precise) * self.window
+        spectra = torch.view_as_real(torch.fft.rfft(windows))[..., : self.size // 2, :]
+        power = spectra.square().sum(dim=-1) + self.floor
+        features = (0.5 * power.log10() + 0.5).to(wav.dtype)  # [B, 2 * T, size / 2]
         return features.reshape(len(wav), -1, self.size), past[:, wav.shape[1] :]
 
 
