@@ -238,9 +238,9 @@ class LogSpectrum(nn.Module):
         # In float32 a faint bin beside a strong one keeps three digits, others on every machine, and
         # the logarithm shows it. On Apple's GPUs there is no float64.
         precise = torch.float32 if wav.device.type == "mps" else torch.float64
-        windows = past.unfold(1, self.size, self.shift).to(precise) * self.window
-        spectra = torch.view_as_real(torch.fft.rfft(windows))[..., : self.size // 2, :]
-        power = spectra.square().sum(dim=-1) + self.floor
+        windows = past.to(precise).unfold(1, self.size, self.shift) * self.window
+        spectra = torch.fft.rfft(windows)[..., : self.size // 2]
+        power = spectra.real.square() + spectra.imag.square() + self.floor
         features = (0.5 * power.log10() + 0.5).to(wav.dtype)  # [B, 2 * T, size / 2]
         return features.reshape(len(wav), -1, self.size), past[:, wav.shape[1] :]
 
