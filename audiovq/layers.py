@@ -235,8 +235,8 @@ class LogSpectrum(nn.Module):
 
     def forward(self, wav: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         past = torch.cat([state, wav], dim=1)
-        # In float32 a faint bin beside a strong one keeps three digits, others on every machine, and
-        # the logarithm shows it. On Apple's GPUs there is no float64.
+        # In float32 a faint bin beside a strong one keeps three digits, others on every machine,
+        # and the logarithm shows it. On Apple's GPUs there is no float64.
         precise = torch.float32 if wav.device.type == "mps" else torch.float64
         windows = past.to(precise).unfold(1, self.size, self.shift) * self.window
         spectra = torch.fft.rfft(windows)[..., : self.size // 2]
