@@ -212,6 +212,10 @@ class CausalStack(nn.Module):
         return x, after
 
 
+INAUDIBLE = 2e-4
+"""RMS amplitude of noise that counts as silence; that of the mel distance, `losses.AUDIBLE`."""
+
+
 class LogSpectrum(nn.Module):
     """Log magnitudes of short windows, two for each frame.
 
@@ -227,7 +231,7 @@ class LogSpectrum(nn.Module):
         super().__init__()
         self.size, self.shift = size, hop_length // 2
         self.register_buffer("window", torch.hann_window(size), persistent=False)
-        self.floor = 2e-4**2 * float(torch.hann_window(size).square().sum())
+        self.floor = INAUDIBLE**2 * float(self.window.square().sum())
 
     def initial_state(self, batch: int) -> Tensor:
         """The silence before the start: [B, size - hop / 2]."""
