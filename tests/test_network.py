@@ -55,7 +55,8 @@ def test_units_teach_the_shared_layers_only_their_share(share):
             torch.testing.assert_close(gradients[1][name], share * whole)
         elif whole is not None:
             torch.testing.assert_close(gradients[1][name], whole)
-    assert all(gradients[1][name].any() for name in gradients[1] if name.startswith("units."))
+    own = ("units.", "unit_spectrum.")
+    assert all(gradients[1][name].any() for name in gradients[1] if name.startswith(own))
 
 
 @pytest.mark.parametrize("lookahead", [0, 1, 2])
