@@ -1,11 +1,8 @@
-"""Discriminators for adversarial training, made of matrix products so that a CPU can afford them.
+"""Discriminators for adversarial training: 2-D convolutions over complex STFTs of several windows.
 
-Periods (Kong et al. 2020, HiFi-GAN) and complex STFTs (Defossez et al. 2022, EnCodec), both as
-strided 1-D convolutions with channels last: over the samples of one phase of a period, and over the
-frames of a spectrogram.
+Defossez et al. 2022 (EnCodec), with fewer channels, so that a CPU can afford them.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,72 +10,68 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from audiovq.layers import CausalConv
+from audiovq.losses import AUDIBLE
 
-PERIODS = (2, 3, 5, 7, 11)
-PERIOD_CHANNELS = (16, 32, 64, 128)
 STFT_SIZES = (256, 512, 1024)
-STFT_CHANNELS = 128
-STFT_LAYERS = 4
+CHANNELS = (2, 16, 32, 32, 32)
 _COMPRESSION = 0.3  # magnitudes to this power, so that faint sounds count too
 
 
-class ConvTower(nn.Module):
-    """Convolutions [B, T, C], each followed by a leaky ReLU, and a score for each last frame."""
+class StftDiscriminator(nn.Module):
+    """wav [B, 1, N] -> the activations of every layer, the scores [B, 1, frames, bins / 16] last.
 
-    def __init__(self, channels: tuple[int, ...], stride: int, taps: int) -> None:
+    Convolutions over frames and bins of the compressed complex STFT, four of them with a stride of
+    two over the bins, each followed by a leaky ReLU.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int) -> None:
         super().__init__()
-        self.stride = stride
-        self.layers: Sequence[CausalConv] = nn.ModuleList(  # type: ignore[assignment]
-            CausalConv(before, after, stride, taps) for before, after in pairwise(channels)
+        self.n_fft = n_fft
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        last = CHANNELS[-1]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(before, after, (3, 9), (1, 2), padding=(1, 4)))
+            for before, after in pairwise(CHANNELS)
         )
-        self.score = CausalConv(channels[-1], 1, stride=1, taps=taps)
-        for layer in [*self.layers, self.score]:
-            layer.linear = weight_norm(layer.linear)
+        self.layers.append(weight_norm(nn.Conv2d(last, last, 3, padding=1)))
+        self.score = weight_norm(nn.Conv2d(last, 1, 3, padding=1))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The activations of every layer, the scores last."""
-        activations = []
+    def forward(self, wav: Tensor) -> list[Tensor]:
+        x, activations = self._spectrogram(wav), []
         for layer in self.layers:
-            x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stride))
-            x = F.leaky_relu(layer(x, layer.initial_state(len(x)))[0], 0.1)
+            x = F.leaky_relu(layer(x), 0.1)
             activations.append(x)
-        return [*activations, self.score(x, self.score.initial_state(len(x)))[0]]
+        return [*activations, self.score(x)]
+
+    def _spectrogram(self, wav: Tensor) -> Tensor:
+        """Compressed complex STFT [B, 2, frames, bins]."""
+        with torch.autocast(wav.device.type, enabled=False):
+            wav = wav.squeeze(1).float()
+            spectra = torch.stft(
+                wav, self.n_fft, self.n_fft // 2, window=self.window, return_complex=True
+            )
+            # The power of inaudible noise is added: below it the compression is steepest, and
+            # draws the gradients to what nobody hears.
+            floor = AUDIBLE**2 * self.window.square().sum()
+            power = spectra.real.square() + spectra.imag.square() + floor
+            x = torch.view_as_real(spectra * power ** ((_COMPRESSION - 1) / 2))
+            return x.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
 
 
 class Discriminator(nn.Module):
-    """Multi-period and multi-resolution STFT discriminators together.
+    """An STFT discriminator for each of `STFT_SIZES`.
 
-    wav [B, 1, N] -> for each sub-discriminator the activations of its layers, its scores last.
+    wav [B, 1, N] -> for each of them the activations of its layers, its scores last.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.periods = nn.ModuleList(
-            ConvTower((1, *PERIOD_CHANNELS), stride=3, taps=2) for _ in PERIODS
-        )
-        self.stfts = nn.ModuleList(
-            ConvTower((n_fft + 2, *[STFT_CHANNELS] * STFT_LAYERS), stride=1, taps=3)
-            for n_fft in STFT_SIZES
-        )
-        for n_fft in STFT_SIZES:
-            self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
+        self.stfts = nn.ModuleList(StftDiscriminator(n_fft) for n_fft in STFT_SIZES)
 
     def forward(self, wav: Tensor) -> list[list[Tensor]]:
-        outputs = [tower(_phases(wav, period)) for tower, period in zip(self.periods, PERIODS)]
-        for tower, n_fft in zip(self.stfts, STFT_SIZES):
-            outputs.append(tower(self._spectrogram(wav, n_fft)))
-        return outputs
-
-    def _spectrogram(self, wav: Tensor, n_fft: int) -> Tensor:
-        """Compressed complex STFT [B, frames, 2 * bins]."""
-        with torch.autocast(wav.device.type, enabled=False):
-            window = getattr(self, f"window_{n_fft}")
-            wav = wav.squeeze(1).float()
-            spectra = torch.stft(wav, n_fft, n_fft // 4, window=window, return_complex=True)
-            power = spectra.real.square() + spectra.imag.square() + 1e-8
-            spectra = spectra * power ** ((_COMPRESSION - 1) / 2)
-            return torch.cat([spectra.real, spectra.imag], dim=1).transpose(1, 2)
+        return [stft(wav) for stft in self.stfts]
 
 
 def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
@@ -103,10 +96,3 @@ def feature_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
         for a, b in zip(r[:-1], f[:-1])
     ]
     return torch.stack(losses).mean()
-
-
-def _phases(wav: Tensor, period: int) -> Tensor:
-    """wav [B, 1, N] -> [B * period, N / period, 1]: every period-th sample, from each start."""
-    wav = F.pad(wav, (0, -wav.shape[2] % period))
-    phases = wav.reshape(len(wav), -1, period).transpose(1, 2)  # [B, period, N / period]
-    return phases.reshape(-1, phases.shape[2], 1)

@@ -7,6 +7,8 @@ from torchaudio.functional import melscale_fbanks
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 """Window in samples and number of mel bands of each scale (Kumar et al. 2023, at 44.1 kHz)."""
+SHORT_SCALES = 3
+"""The first scales, with windows of up to 128 samples: they see when sound happens."""
 AUDIBLE = 2e-4
 """RMS amplitude of the noise that the distance takes for silence, 74 dB below full scale. A
 logarithm is steepest where the sound is faintest; a floor below hearing draws gradients there."""
@@ -15,9 +17,9 @@ logarithm is steepest where the sound is faintest; a floor below hearing draws g
 class MelLoss(nn.Module):
     """Distance of log-mel spectrograms over several windows (Kumar et al. 2023, DAC).
 
-    wav, target [B, 1, N] -> scalar: the mean absolute difference of log10 mel magnitudes, to which
-    that of noise at `AUDIBLE` is added, summed over the scales. Bands too narrow for a window's
-    bins to fill are left out.
+    wav, target [B, 1, N] -> one distance for each of `MEL_SCALES`: the mean absolute difference of
+    log10 mel magnitudes, to which that of noise at `AUDIBLE` is added. Bands too narrow for a
+    window's bins to fill are left out.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -47,4 +49,4 @@ class MelLoss(nn.Module):
     def forward(self, wav: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
             goal = self.log_mels(target)
-        return torch.stack([F.l1_loss(a, b) for a, b in zip(self.log_mels(wav), goal)]).sum()
+        return torch.stack([F.l1_loss(a, b) for a, b in zip(self.log_mels(wav), goal)])

@@ -57,13 +57,15 @@ class LossSettings:
 
     mel: float = 2.0
     """Multi-scale mel distance."""
+    mel_short: float = 0.0
+    """Once more for its windows of up to 8 ms, for a model that is nearly done."""
     waveform: float = 120.0
     """Mean absolute difference of samples; it aligns phase early."""
     commitment: float = 0.5
     """Distance of the latent from its codes, the mean over levels."""
-    adversarial: float = 1.0
+    adversarial: float = 0.3
     """Generator's hinge loss, from `train.adversarial_from` on."""
-    feature: float = 4.0
+    feature: float = 3.0
     """Feature matching, from `train.adversarial_from` on."""
     teacher: float = 4.0
     """Distillation: 1 - cosine between a head on the units and the teacher's features."""

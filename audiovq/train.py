@@ -50,7 +50,7 @@ from audiovq.discriminator import (
 )
 from audiovq.files import FileRefused
 from audiovq.health import COLLAPSED, codebook_health
-from audiovq.losses import MelLoss
+from audiovq.losses import SHORT_SCALES, MelLoss
 from audiovq.model import AudioVQ
 from audiovq.recipe import Recipe
 
@@ -235,8 +235,10 @@ class Run:
         batch = self.fabric.to_device(batch)
         wav = batch["wav"]
         output = self.generator(wav, self._levels(len(wav)), self.quantize)
+        distances = self.mel_loss(output["wav"], wav)
         losses = {
-            "mel": self.mel_loss(output["wav"], wav),
+            "mel": distances.sum(),
+            "mel_short": distances[:SHORT_SCALES].sum(),
             "waveform": F.l1_loss(output["wav"].float(), wav),
             **self._unit_losses(output, batch),
         }
@@ -445,7 +447,7 @@ class Run:
             for index, wav in enumerate(self.validation):
                 wav = self.fabric.to_device(wav)
                 decoded = self._reconstruct(wav, n_q)
-                mels.append(float(self.mel_loss(decoded, wav)))
+                mels.append(float(self.mel_loss(decoded, wav).sum()))
                 stois.append(_stoi(wav, decoded, self.recipe.model.sample_rate))
                 if self.writer is not None and index < 4:
                     self._write_sample(f"clip {index}/n_q {n_q}", decoded)

@@ -87,7 +87,9 @@ def parts(batch: int, bf16: bool, repeats: int) -> dict[str, float]:
         "encoder": milliseconds(lambda: encode().sum().backward(), repeats),
         "quantizer": milliseconds(lambda: model.quantizer(z, n_q).z_q.sum().backward(), repeats),
         "decoder": milliseconds(lambda: decode().sum().backward(), repeats),
-        "losses": milliseconds(lambda: (mel(out, wav) + F.l1_loss(out, wav)).backward(), repeats),
+        "losses": milliseconds(
+            lambda: (mel(out, wav).sum() + F.l1_loss(out, wav)).backward(), repeats
+        ),
         "discriminators": milliseconds(judge, repeats),
     }
 

@@ -97,6 +97,7 @@ def test_it_learns_and_every_codebook_is_alive(recipe, manifest, tmp_path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     logs = [line for line in lines if "mel" in line]
     assert logs[-1]["mel"] < 0.75 * logs[0]["mel"]
+    assert all(0 < line["mel_short"] < line["mel"] for line in logs)
     assert min(logs[-1]["active"]) >= 0.5 * TINY.codebook_size
     assert "adversarial" in logs[-1]
     assert len(logs[-1]["perplexity"]) == TINY.n_codebooks
@@ -124,7 +125,9 @@ def test_a_loss_that_is_not_finite_is_skipped_and_named_then_stops(
     original, seen = MelLoss.forward, []
     monkeypatch.setattr(MelLoss, "forward", forward)
     out = train(recipe, tmp_path / "one")
-    assert any("step 4 is skipped: mel is not finite" in r.message for r in caplog.records)
+    assert any(
+        "step 4 is skipped: mel, mel_short is not finite" in r.message for r in caplog.records
+    )
     assert any(EXAMPLES[0].stem[:10] in r.message for r in caplog.records)
     assert all(t.isfinite().all() for t in weights(out).values())
     seen.clear()
