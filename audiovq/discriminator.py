@@ -1,6 +1,7 @@
 """Discriminators for adversarial training: 2-D convolutions over complex STFTs of several windows.
 
-Defossez et al. 2022 (EnCodec), with fewer channels, so that a CPU can afford them.
+After Defossez et al. 2022 (EnCodec), with fewer channels, three windows instead of five, no
+dilation, half-overlapping frames and compressed magnitudes, so that a CPU can afford them.
 """
 
 from itertools import pairwise

@@ -10,8 +10,9 @@ MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (
 SHORT_SCALES = 3
 """The first scales, with windows of up to 128 samples: they see when sound happens."""
 AUDIBLE = 2e-4
-"""RMS amplitude of the noise that the distance takes for silence, 74 dB below full scale. A
-logarithm is steepest where the sound is faintest; a floor below hearing draws gradients there."""
+"""RMS amplitude of the noise that counts as silence, 74 dB below full scale, here and for the
+discriminators. A logarithm is steepest where the sound is faintest; a floor below hearing draws
+gradients there."""
 
 
 class MelLoss(nn.Module):

@@ -58,7 +58,8 @@ class LossSettings:
     mel: float = 2.0
     """Multi-scale mel distance."""
     mel_short: float = 0.0
-    """Once more for its windows of up to 8 ms, for a model that is nearly done."""
+    """The same distance over its windows of up to 128 samples alone, on top of `mel`: a weight as
+    large counts them twice. Tried on trained models only."""
     waveform: float = 120.0
     """Mean absolute difference of samples; it aligns phase early."""
     commitment: float = 0.5

@@ -522,7 +522,10 @@ class Run:
         wanted |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
         for name, tensor in wanted.items():
             if name not in tensors:
-                raise FileRefused(f"{path} lacks {name}; the recipe's losses have changed.")
+                raise FileRefused(
+                    f"{path} lacks {name}: the recipe's losses or audiovq's discriminators have "
+                    "changed since. Export it and name that model as train.initial_model."
+                )
             tensor.data = tensors[name].to(tensor.device)  # the reservoir's size may differ
         load_optimizer_tensors("optimizer", self.optimizer, tensors)
         load_optimizer_tensors("critic_optimizer", self.critic_optimizer, tensors)

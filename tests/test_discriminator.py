@@ -55,6 +55,18 @@ def test_what_nobody_hears_counts_little(n_fft):
     assert 0 < inaudible < 0.05 * faint  # compression alone gives 0.13
 
 
+def test_bf16_is_near_float32():
+    torch.manual_seed(0)
+    wav, discriminator = 0.1 * torch.randn(2, 1, 8_000), Discriminator()
+    with torch.no_grad():
+        exact = discriminator(wav)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = discriminator(wav)
+    for a, b in zip(exact, rough):
+        assert b[-1].dtype == torch.bfloat16
+        torch.testing.assert_close(b[-1].float(), a[-1], atol=0.02, rtol=0.02)
+
+
 def test_each_learns_to_tell_decoded_speech_from_recordings():
     torch.manual_seed(0)
     wav = torch.cat([torch.from_numpy(load_audio(path, 16_000)) for path in EXAMPLES])[None, None]

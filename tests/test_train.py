@@ -108,6 +108,14 @@ def test_it_learns_and_every_codebook_is_alive(recipe, manifest, tmp_path):
     assert loaded.name == "test"
 
 
+def test_short_windows_count_more_when_asked(recipe, tmp_path):
+    short = replace(recipe, train=replace(recipe.train, steps=2, autoencoder_steps=2))
+    train(short, tmp_path / "without")
+    train(replace(short, loss=replace(short.loss, mel_short=2.0)), tmp_path / "with")
+    without, more = weights(tmp_path / "without"), weights(tmp_path / "with")
+    assert any(not torch.equal(without[name], more[name]) for name in without)
+
+
 def test_a_loss_that_is_not_finite_is_skipped_and_named_then_stops(
     recipe, tmp_path, monkeypatch, caplog
 ):
