@@ -13,6 +13,10 @@ from audiovq.data import NO_LABEL, Corpus, CropDataset, Cut, _change_level, read
 from audiovq.files import FileRefused
 from audiovq.prepare import recording_cut, write_manifest
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create:UserWarning"  # where there is one core only
+)
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.flac"))
 HOP = 320
 
