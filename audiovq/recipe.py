@@ -1,5 +1,6 @@
 """Training recipes: TOML files read into typed settings, with clear errors."""
 
+import copy
 import difflib
 import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -202,12 +203,23 @@ def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
         raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileRefused(f"{path} is not TOML: {error}.") from error
+    unchanged = copy.deepcopy(values)
     for change in changes or []:
         _apply(values, change)
     try:
         return _build(Recipe, values, "")
     except ValueError as error:
+        if changes and _is_recipe(unchanged):
+            raise  # the file is right, the changes are not
         raise FileRefused(f"{path}: {error}") from error
+
+
+def _is_recipe(values: dict[str, Any]) -> bool:
+    try:
+        _build(Recipe, values, "")
+    except ValueError:
+        return False
+    return True
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

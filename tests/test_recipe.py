@@ -152,6 +152,22 @@ def test_changes_that_name_no_setting_are_bad_arguments(tmp_path, change):
     assert not isinstance(error.value, FileRefused)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("loss.mel_shrt=2", 'did you mean "loss.mel_short"'),
+        ("train.steps=many", "train.steps must be a whole number, not 'many'"),
+        ("train.devices=5", "must be a multiple of train.devices"),
+    ],
+)
+def test_wrong_changes_to_a_right_file_are_bad_arguments(tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        read_recipe(write(tmp_path, LEAST), [change])
+    assert not isinstance(error.value, FileRefused)
+    with pytest.raises(FileRefused):  # here the file is wrong too
+        read_recipe(write(tmp_path, LEAST + "[train]\nsteps = 0\n"), [change])
+
+
 def test_every_setting_is_documented():
     """A docstring under each field: the source has as many as there are fields."""
     import ast
