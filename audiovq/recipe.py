@@ -60,7 +60,7 @@ class LossSettings:
     """Multi-scale mel distance."""
     mel_short: float = 0.0
     """The same distance over its windows of up to 128 samples alone, on top of `mel`: a weight as
-    large counts them twice. Tried on trained models only."""
+    large counts them twice. For trained models: from random weights it costs."""
     waveform: float = 120.0
     """Mean absolute difference of samples; it aligns phase early."""
     commitment: float = 0.5
