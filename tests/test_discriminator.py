@@ -63,8 +63,9 @@ def test_bf16_is_near_float32():
         with torch.autocast("cpu", torch.bfloat16):
             rough = discriminator(wav)
     for a, b in zip(exact, rough):
-        assert b[-1].dtype == torch.bfloat16
-        torch.testing.assert_close(b[-1].float(), a[-1], atol=0.02, rtol=0.02)
+        assert all(y.dtype == torch.bfloat16 for y in b)
+        # Relative to each layer: the scores of new weights are as small as an absolute tolerance.
+        assert all((y.float() - x).norm() < 0.03 * x.norm() for x, y in zip(a, b))
 
 
 def test_each_learns_to_tell_decoded_speech_from_recordings():
