@@ -5,6 +5,17 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+_MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "source_channels")
+_DECODER_ALONE = (
+    "source_channels",
+    "source_blocks",
+    "pitch_channels",
+    "pitch_blocks",
+    "crossover",
+)
+SUBFRAMES = 4
+"""Times a frame that the decoder's source is filtered anew."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -39,6 +50,17 @@ class ModelConfig:
     """Frames that the depthwise convolution of a residual block sees: its own and those before."""
     n_fft: int = 960
     """Samples of a synthesis window of the decoder, a multiple of the hop."""
+    source_channels: int = 0
+    """Width of the decoder's blocks, at four times the frame rate, that filter pulses and noise to
+    the sound above `crossover`, where it needs harmonics. 0: none, all is the inverse STFT's."""
+    source_blocks: int = 3
+    """Residual blocks of that width."""
+    pitch_channels: int = 192
+    """Width of the blocks that read the fundamental from the codes. Only with source_channels."""
+    pitch_blocks: int = 3
+    """Residual blocks of that width."""
+    crossover: tuple[int, ...] = (1000, 1600)
+    """With source_channels: frequencies in Hz between which the inverse STFT fades out."""
     lookahead: int = 1
     """Frames after a frame that the encoder waits for, 0 to 2."""
     n_codebooks: int = 8
@@ -80,6 +102,16 @@ class ModelConfig:
                 f"spectrum_size must be 0 or an even number from half a hop to four hops, and the "
                 f"hop an even number, not {self.spectrum_size} with a hop of {self.hop_length}."
             )
+        if self.source_channels and self.hop_length % SUBFRAMES:
+            raise ValueError(
+                f"source_channels needs a hop that is a multiple of {SUBFRAMES}, "
+                f"not {self.hop_length}."
+            )
+        if len(self.crossover) != 2 or not self.crossover[0] < self.crossover[1]:
+            raise ValueError(
+                f"crossover must be two frequencies in Hz, the lower one first, "
+                f"not {self.crossover}."
+            )
         if self.lookahead > 2:
             raise ValueError(f"lookahead must be 0, 1 or 2 frames, not {self.lookahead}.")
         if self.block_frames <= self.lookahead:
@@ -109,7 +141,7 @@ class ModelConfig:
     def _check_types(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("lookahead", "unit_blocks", "spectrum_size") else 1
+            least = 0 if field.name in _MAY_BE_0 else 1
             if isinstance(field.default, int):
                 if type(value) is not int or value < least:
                     raise ValueError(
@@ -159,9 +191,22 @@ class ModelConfig:
         return max(samples, spectrum + last) + self.hop_length * (1 + self.lookahead)
 
     @property
+    def source_delay(self) -> int:
+        """Samples by which the decoder's source would be ahead of its inverse STFT."""
+        return (
+            self.overlap_frames * self.hop_length - (SUBFRAMES - 1) * self.hop_length // SUBFRAMES
+        )
+
+    @property
     def decoder_memory(self) -> int:
-        """Frames before a frame that can move the samples which the decoder puts out with it."""
-        return 1 + self.decoder_blocks * (self.kernel_size - 1) + self.overlap_frames
+        """Frames before a frame that can move the samples which the decoder puts out with it, but
+        for the source's fundamental and its phase, which remember all."""
+        frames = 1 + self.decoder_blocks * (self.kernel_size - 1) + self.overlap_frames
+        if not self.source_channels:
+            return frames
+        # In subframes: the blocks, the windows of analysis and of synthesis.
+        fine = self.source_blocks * (self.kernel_size - 1) + 2 * (SUBFRAMES - 1)
+        return frames + -(-fine // SUBFRAMES) + 1
 
     @staticmethod
     def taps(index: int) -> int:
@@ -181,6 +226,12 @@ class ModelConfig:
                 raise ValueError(f"{name} is not a setting of the model; they are {names}.")
         return cls(**values)
 
-    def to_json(self) -> str:
-        """The fields as indented JSON."""
-        return json.dumps(asdict(self), indent=2)
+    def tokens_json(self) -> str:
+        """The fields that tell the tokens of one model from another's, as indented JSON.
+
+        Fields of the decoder that came after the first release are left out: they change no token,
+        and token files name a model by a hash of this text."""
+        values = asdict(self)
+        for name in _DECODER_ALONE:
+            del values[name]
+        return json.dumps(values, indent=2)

@@ -249,10 +249,27 @@ class LogSpectrum(nn.Module):
         return features.reshape(len(wav), -1, self.size), past[:, wav.shape[1] :]
 
 
-class OverlapAdd(nn.Module):
-    """Inverse STFT of frames that come one after the other.
+class Fourier(nn.Module):
+    """Fourier transform of real frames [..., n], n even, as real and imaginary parts, of
+    [..., n / 2 + 1] each, and its inverse."""
 
-    Spectra [B, T, n_fft // 2 + 1] and a state [B, n_fft / hop - 1, hop] become samples [B, T, hop].
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        spectra = torch.fft.rfft(frames)
+        return spectra.real, spectra.imag
+
+    def inverse(self, real: Tensor, imag: Tensor) -> Tensor:
+        """Frames [..., n] of the parts of their spectra."""
+        return torch.fft.irfft(torch.complex(real, imag), n=self.n)
+
+
+class OverlapAdd(nn.Module):
+    """The sum of windowed frames that come one after the other: the end of an inverse STFT.
+
+    Frames [B, T, n_fft] and a state [B, n_fft / hop - 1, hop] become samples [B, T, hop].
     Frame t's window ends with frame t's own samples, so the samples that are complete once frame t
     is known are those of frame t - (n_fft / hop - 1): the output lags by that many frames.
     """
@@ -271,8 +288,7 @@ class OverlapAdd(nn.Module):
         """Nothing to add yet: [B, n_fft / hop - 1, hop]."""
         return self.window.new_zeros(batch, self.overlaps - 1, self.hop_length)
 
-    def forward(self, spectra: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        frames = torch.fft.irfft(spectra, n=self.overlaps * self.hop_length)  # [B, T, n_fft]
+    def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         frames = frames.unflatten(-1, (self.overlaps, self.hop_length)) * self.window
         n_frames = frames.shape[1]
         total = F.pad(state, (0, 0, 0, n_frames))  # [B, overlaps - 1 + T, hop]

@@ -285,7 +285,7 @@ class AudioVQ(nn.Module):
         # replaced or written to since.
         versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            digest = hashlib.sha256(self.config.to_json().encode())
+            digest = hashlib.sha256(self.config.tokens_json().encode())
             for name in sorted(tensors):
                 digest.update(name.encode())
                 digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())

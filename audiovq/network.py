@@ -1,12 +1,22 @@
 """Encoder and decoder: waveform to latent frames, and latent frames to waveform."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
 from audiovq.config import ModelConfig
-from audiovq.layers import CausalConv, CausalStack, LogSpectrum, OverlapAdd, ResidualBlock, State
+from audiovq.layers import (
+    CausalConv,
+    CausalStack,
+    Fourier,
+    LogSpectrum,
+    OverlapAdd,
+    ResidualBlock,
+    State,
+)
+from audiovq.source import SourceFilter
 
 
 class Encoder(nn.Module):
@@ -87,7 +97,11 @@ class Decoder(nn.Module):
 
     Quantized latent [B, T, D] -> wav [B, 1, T * hop], which lags by `overlap_frames` frames: sample
     0 of the output is `overlap_frames * hop` samples before the first frame.
+
+    With `source_channels` the inverse STFT fades out at `crossover`, and a `SourceFilter` is added.
     """
+
+    fade: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -103,16 +117,60 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.n_fft + 2)
+        self.fourier = Fourier(config.n_fft)
         self.overlap_add = OverlapAdd(config.n_fft, config.hop_length)
+        self.source: SourceFilter | None = None
+        if config.source_channels:
+            self.source = SourceFilter(config)
+            low, high = config.crossover
+            hertz = torch.arange(config.n_fft // 2 + 1) * config.sample_rate / config.n_fft
+            share = ((hertz - low) / (high - low)).clamp(0, 1)
+            fade = 0.5 + 0.5 * torch.cos(math.pi * share)
+            self.register_buffer("fade", fade, persistent=False)
+        self.n_free = len(self.stack.layers) + 1
+        """Tensors of the state before those of the source."""
 
     def initial_state(self, batch: int) -> State:
         """The silence before the start, and nothing to overlap with."""
-        return [*self.stack.initial_state(batch), self.overlap_add.initial_state(batch)]
+        state = [*self.stack.initial_state(batch), self.overlap_add.initial_state(batch)]
+        return state if self.source is None else state + self.source.initial_state(batch)
 
-    def forward(self, z_q: Tensor, state: State) -> tuple[Tensor, State]:
-        x, after = self.stack(z_q, state[:-1])
-        log_magnitude, phase = self.head(self.norm(x)).float().chunk(2, dim=-1)  # [B, T, bins]
+    def contour(self, z_q: Tensor, state: State) -> tuple[Tensor | None, State]:
+        """The fundamental [B, T] in Hz that `forward` uses, None without a source; the state moves
+        on by its part."""
+        if self.source is None:
+            return None, state
+        f0, after = self.source.contour(z_q, state[self.n_free :])
+        return f0, [*state[: self.n_free], *after]
+
+    def start_at(self, new: State, state: State, f0: Tensor | None) -> State:
+        """The state to start from in the middle: `new`, that of a start, but for what remembers
+        all.
+
+        state: that before the frames of the fundamental f0 [B, T], which are passed over, with the
+        part that `contour` moves on after them.
+        """
+        if self.source is None or f0 is None:
+            return new
+        own = self.source.start_at(new[self.n_free :], state[self.n_free :], f0)
+        return [*new[: self.n_free], *own]
+
+    def forward(self, z_q: Tensor, state: State, f0: Tensor | None = None) -> tuple[Tensor, State]:
+        """f0: what `contour` gave for these frames, when it was called before; then the state of
+        its part is left to the caller."""
+        if f0 is None:
+            f0, state = self.contour(z_q, state)
+        x, after = self.stack(z_q, state[: self.n_free - 1])
+        x = self.norm(x)
+        log_magnitude, phase = self.head(x).float().chunk(2, dim=-1)  # [B, T, bins]
         # The bound keeps a stray exponent from turning one frame into infinities.
-        spectra = torch.polar(log_magnitude.clamp(max=6.0).exp(), phase)
-        frames, overlap = self.overlap_add(spectra, state[-1])  # [B, T, hop]
-        return frames.flatten(1).unsqueeze(1), [*after, overlap]
+        magnitude = log_magnitude.clamp(max=6.0).exp()
+        if self.source is not None:
+            magnitude = magnitude * self.fade
+        frames = self.fourier.inverse(magnitude * phase.cos(), magnitude * phase.sin())
+        sound, overlap = self.overlap_add(frames, state[self.n_free - 1])  # [B, T, hop]
+        wav, after = sound.flatten(1), [*after, overlap]
+        if self.source is not None:
+            voiced, after_source = self.source(x, f0, state[self.n_free :])
+            wav, after = wav + voiced, after + after_source
+        return wav.unsqueeze(1), after

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from audiovq.files import atomic_output, refuse_existing
-from audiovq.layers import OverlapAdd, State
+from audiovq.layers import Fourier, OverlapAdd, State
 from audiovq.model import AudioVQ
 from audiovq.quantize import Search
 from audiovq.stream import DECODE_BLOCK
@@ -51,45 +51,62 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """codes and state to wav and state; the inverse Fourier transform is a matrix product."""
+    """codes and state to wav and state."""
 
     def __init__(self, model: AudioVQ) -> None:
         super().__init__()
         self.quantizer, self.decoder = model.quantizer, model.decoder
         self.tables = [table.detach() for table in model.quantizer.tables()]
-        n_fft = model.config.n_fft
-        bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
-        angles = 2 * math.pi / n_fft * bins[:, None] * torch.arange(n_fft, dtype=torch.float64)
-        # Every bin but the first and the middle one stands for itself and its mirror image.
-        weight = torch.full((len(bins), 1), 2.0, dtype=torch.float64)
-        weight[0] = 1.0
-        if n_fft % 2 == 0:
-            weight[-1] = 1.0
-        self.cosines = (weight * angles.cos() / n_fft).float()
-        self.sines = (-weight * angles.sin() / n_fft).float()
+        for module in list(self.decoder.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, Fourier):
+                    setattr(module, name, _MatrixFourier(child.n))
+                elif isinstance(child, OverlapAdd):
+                    setattr(
+                        module,
+                        name,
+                        _OverlapAdd(child.overlaps * child.hop_length, child.hop_length),
+                    )
 
     def forward(self, codes: Tensor, state: State) -> tuple[Tensor, State]:
         heard = (codes[:, 0] >= 0).to(torch.float32).unsqueeze(-1)  # [B, T, 1]
         z_q = self.quantizer.decode(codes.clamp(min=0), self.tables) * heard
-        decoder = self.decoder
-        x, after = decoder.stack(z_q, state[:-1])
-        log_magnitude, phase = decoder.head(decoder.norm(x)).chunk(2, dim=-1)  # [B, T, bins]
-        magnitude = log_magnitude.clamp(max=6.0).exp()
-        frames = magnitude * phase.cos() @ self.cosines + magnitude * phase.sin() @ self.sines
-        samples, overlap = _overlap_add(decoder.overlap_add, frames, state[-1])
-        return samples.flatten(1).unsqueeze(1), [*after, overlap]
+        return self.decoder(z_q, state)
 
 
-def _overlap_add(layer: OverlapAdd, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """`OverlapAdd` of frames [B, T, n_fft] whose spectra are transformed already."""
-    frames = frames.unflatten(-1, (layer.overlaps, layer.hop_length)) * layer.window
-    parts = [
-        nn.functional.pad(frames[:, :, part], (0, 0, part, layer.overlaps - 1 - part))
-        for part in range(layer.overlaps)
-    ]
-    n_frames = frames.shape[1]
-    total = torch.stack(parts).sum(dim=0) + nn.functional.pad(state, (0, 0, 0, n_frames))
-    return total[:, :n_frames], total[:, n_frames:]
+class _MatrixFourier(nn.Module):
+    """`Fourier` as matrix products."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        bins = torch.arange(n // 2 + 1, dtype=torch.float64)
+        angles = 2 * math.pi / n * bins[:, None] * torch.arange(n, dtype=torch.float64)
+        # Every bin but the first and the middle one stands for itself and its mirror image.
+        weight = torch.full((len(bins), 1), 2.0, dtype=torch.float64)
+        weight[0] = weight[-1] = 1.0
+        self.cosines, self.sines = angles.cos().t().float(), -angles.sin().t().float()
+        self.inverse_cosines = (weight * angles.cos() / n).float()
+        self.inverse_sines = (-weight * angles.sin() / n).float()
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        return frames @ self.cosines, frames @ self.sines
+
+    def inverse(self, real: Tensor, imag: Tensor) -> Tensor:
+        return real @ self.inverse_cosines + imag @ self.inverse_sines
+
+
+class _OverlapAdd(OverlapAdd):
+    """`OverlapAdd` without writing in place."""
+
+    def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        frames = frames.unflatten(-1, (self.overlaps, self.hop_length)) * self.window
+        parts = [
+            nn.functional.pad(frames[:, :, part], (0, 0, part, self.overlaps - 1 - part))
+            for part in range(self.overlaps)
+        ]
+        n_frames = frames.shape[1]
+        total = torch.stack(parts).sum(dim=0) + nn.functional.pad(state, (0, 0, 0, n_frames))
+        return total[:, :n_frames], total[:, n_frames:]
 
 
 def export_onnx(model: AudioVQ, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -187,10 +204,13 @@ class OnnxModel:
         return wav[0, 0, self.overlap_frames * self.hop_length :]
 
 
+_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
 def _run(session: Any, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The first output for each piece, the state carried from one to the next."""
     inputs = session.get_inputs()
-    state = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in inputs[1:]}
+    state = {tensor.name: np.zeros(tensor.shape, _DTYPES[tensor.type]) for tensor in inputs[1:]}
     for piece in pieces:
         first, *after = session.run(None, {inputs[0].name: piece, **state})
         state = dict(zip(state, after))

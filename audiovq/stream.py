@@ -92,22 +92,43 @@ class _Engine:
             return torch.cat(codes, dim=2), state
 
         n_blocks = wav.shape[2] // self.block
-        return self._shared(compute, n_blocks, self.warm_up, state, self.initial_encoder_state)
+
+        def initial(start: int) -> State:
+            return self.initial_encoder_state
+
+        return self._shared(compute, n_blocks, self.warm_up, state, initial)
 
     def decode_frames(self, codes: Tensor, state: State) -> tuple[Tensor, State]:
         """Samples [1, 1, T * hop] of codes [1, n_q, T], T >= 1, with threads as `encode_blocks`."""
+        f0, state = self._contour(codes, state)
 
         def compute(start: int, end: int, state: State) -> tuple[Tensor, State]:
             outputs = []
             with torch.inference_mode():
-                for piece in codes[:, :, start:end].split(DECODE_BLOCK, dim=2):
-                    z_q = self.quantizer.decode(piece, self.tables)
-                    wav, state = self.decoder(z_q, state)
+                for first in range(start, end, DECODE_BLOCK):
+                    piece = slice(first, min(first + DECODE_BLOCK, end))
+                    z_q = self.quantizer.decode(codes[:, :, piece], self.tables)
+                    wav, state = self.decoder(z_q, state, None if f0 is None else f0[:, piece])
                     outputs.append(wav)
             return torch.cat(outputs, dim=2), state
 
-        memory = self.config.decoder_memory
-        return self._shared(compute, codes.shape[2], memory, state, self.initial_decoder_state)
+        def initial(start: int) -> State:
+            known = None if f0 is None else f0[:, :start]
+            return self.decoder.start_at(self.initial_decoder_state, state, known)
+
+        return self._shared(compute, codes.shape[2], self.config.decoder_memory, state, initial)
+
+    def _contour(self, codes: Tensor, state: State) -> tuple[Tensor | None, State]:
+        """The fundamental [1, T] of all frames, on one thread: the phase of each hangs on it."""
+        if self.decoder.source is None:
+            return None, state
+        parts = []
+        with torch.inference_mode(), _one_thread():
+            for piece in codes.split(DECODE_BLOCK, dim=2):
+                z_q = self.quantizer.decode(piece, self.tables)
+                f0, state = self.decoder.contour(z_q, state)
+                parts.append(f0)
+        return torch.cat(parts, dim=1), state
 
     def _shared(
         self,
@@ -115,11 +136,12 @@ class _Engine:
         n_items: int,
         warm_up: int,
         state: State,
-        initial: State,
+        initial: Callable[[int], State],
     ) -> tuple[Tensor, State]:
         """What `compute(0, n_items, state)` gives, with runs of the items side by side.
 
-        A run after the first one starts `warm_up` items early, with the initial state.
+        A run after the first one starts `warm_up` items early, at an item whose number `initial`
+        takes for the state to start with.
         """
 
         def run_alone(start: int, end: int, state: State) -> tuple[Tensor, State]:
@@ -135,7 +157,8 @@ class _Engine:
         jobs = []
         with ThreadPoolExecutor(n_runs) as pool:
             for run, (start, end) in enumerate(zip(starts, [*starts[1:], n_items])):
-                early, before = (warm_up, initial) if run else (0, state)
+                early = warm_up if run else 0
+                before = initial(start - early) if run else state
                 jobs.append(pool.submit(run_alone, start - early, end, before))
         outputs, states = zip(*(job.result() for job in jobs))
         n_early = warm_up * outputs[0].shape[2] // starts[1]  # columns of the items before a run
