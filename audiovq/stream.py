@@ -120,13 +120,12 @@ class _Engine:
 
     def _contour(self, codes: Tensor, state: State) -> tuple[Tensor | None, State]:
         """The fundamental [1, T] of all frames, on one thread: the phase of each hangs on it."""
-        if self.decoder.source is None:
-            return None, state
         parts = []
         with torch.inference_mode(), _one_thread():
             for piece in codes.split(DECODE_BLOCK, dim=2):
-                z_q = self.quantizer.decode(piece, self.tables)
-                f0, state = self.decoder.contour(z_q, state)
+                f0, state = self.decoder.contour(self.quantizer.decode(piece, self.tables), state)
+                if f0 is None:
+                    return None, state
                 parts.append(f0)
         return torch.cat(parts, dim=1), state
 

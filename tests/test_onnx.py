@@ -48,8 +48,8 @@ def test_samples_are_those_of_the_model(pair, speech, n_frames):
     expected = model.decode(codes)[0, 0].numpy()
     got = exported.decode(codes[0].numpy())
     assert got.shape == expected.shape
-    # A source's phase is the sum of all fundamentals before, each rounded in its last bits.
-    atol = 2e-4 if model.config.source_channels else 2e-5
+    # Pulses are steep, and their phase is a sum of fundamentals, each rounded in its last bits.
+    atol = 1e-3 if model.config.source_channels else 2e-5
     np.testing.assert_allclose(got, expected, atol=atol)
 
 
