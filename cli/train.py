@@ -56,12 +56,7 @@ def train(
     from audiovq.train import train as run
 
     console = Console(stderr=True)
-    logger = logging.getLogger("audiovq")
-    if quiet:
-        logger.setLevel(logging.WARNING)
-    elif console.is_terminal:  # so that log lines and the progress bar do not cross
-        logger.propagate = False
-        logger.addHandler(RichHandler(console=console, show_path=False, show_level=False))
+    _set_up_log(console, quiet)
     try:
         run(
             settings,
@@ -76,6 +71,15 @@ def train(
         typer.echo(json.dumps({"folder": str(folder), "steps": settings.train.steps}))
     elif not quiet:
         typer.echo(f"wrote {folder}; audiovq export {folder} -o MODEL_DIR makes a model of it")
+
+
+def _set_up_log(console: Console, quiet: bool) -> None:
+    logger = logging.getLogger("audiovq")
+    if quiet:
+        logger.setLevel(logging.WARNING)
+    elif console.is_terminal:  # so that log lines and the progress bar do not cross
+        logger.propagate = False
+        logger.addHandler(RichHandler(console=console, show_path=False, show_level=False))
 
 
 def _recipe_and_run(recipe: Path, out: Path | None, resume: bool) -> tuple[Path, Path]:

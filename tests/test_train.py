@@ -645,7 +645,7 @@ def test_two_ranks_agree_with_one(manifest, tmp_path):
             *(str(script), str(manifest), str(tmp_path / "two")),
         ],
         check=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
