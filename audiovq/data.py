@@ -5,21 +5,26 @@ number of workers or ranks, and a run resumes by going on with the next index.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from audiovq.files import FileRefused
 
 MAX_TRIES = 20
 """Unreadable recordings in a row after which the corpus, not the recording, must be at fault."""
 NO_LABEL = -1
+SAMPLE_RATES = (1_000, 768_000)
+"""Rates in Hz that are read: beyond them a header is wrong, and a second would fill the memory."""
+LONGEST = 1e7
+"""Seconds of a recording, some 16 weeks: more is a mistake in the manifest."""
 
 _CONTEXT = 800
 """Samples read on either side of a crop that is resampled: more than soxr's filter reaches."""
@@ -49,7 +54,8 @@ class Corpus:
 def read_manifest(path: str | Path) -> list[Cut]:
     """Read a lhotse CutSet (`.jsonl` or `.jsonl.gz`) of single-file recordings.
 
-    Raises `FileRefused` when it is missing, not a CutSet, or empty.
+    Raises `FileRefused` when it is missing, not a CutSet, or empty, and for recordings whose times
+    are not possible or whose ids are no names for files.
     """
     from lhotse import CutSet
 
@@ -67,7 +73,24 @@ def read_manifest(path: str | Path) -> list[Cut]:
         raise FileRefused(f"{path} is not a lhotse CutSet of audio files ({error}).") from error
     if not cuts:
         raise FileRefused(f"{path} lists no recordings.")
+    for cut in cuts:
+        _check_cut(cut, path)
     return cuts
+
+
+def _check_cut(cut: Cut, path: Path) -> None:
+    for what, value, possible in (
+        ("starts at", cut.start, 0 <= cut.start <= LONGEST),
+        ("lasts", cut.duration, 0 < cut.duration <= LONGEST),
+    ):
+        if not possible:
+            raise FileRefused(f"{path} says that {cut.id} {what} {value} s; prepare it again.")
+    name = PurePosixPath(cut.id.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise FileRefused(
+            f"{path} has the id {cut.id!r}, which is no name for a file of teacher features or "
+            "labels; rename it."
+        )
 
 
 def _source(cut: Any) -> str:
@@ -87,6 +110,7 @@ def read_crop(path: str | Path, start: int, n_samples: int, sample_rate: int) ->
     """
     try:
         with soundfile.SoundFile(path) as file:
+            check_sample_rate(path, file.samplerate)
             if file.samplerate == sample_rate:
                 part = _read(file, start, n_samples)
             else:
@@ -103,6 +127,13 @@ def read_crop(path: str | Path, start: int, n_samples: int, sample_rate: int) ->
         raise FileRefused(f"{path} holds samples that are not finite.")
     part = part[:n_samples]
     return np.pad(part, (0, n_samples - len(part)))
+
+
+def check_sample_rate(path: str | Path, sample_rate: int) -> None:
+    """Raise `FileRefused` for a rate outside `SAMPLE_RATES`."""
+    low, high = SAMPLE_RATES
+    if not low <= sample_rate <= high:
+        raise FileRefused(f"{path} has a sample rate of {sample_rate} Hz, not {low} to {high} Hz.")
 
 
 def _read(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:
@@ -134,6 +165,7 @@ class CropDataset(Dataset):
         teacher_folder: str = "",
         teacher_dim: int = 0,
         labels_folder: str = "",
+        n_labels: int | None = None,
     ) -> None:
         self.corpora = corpora
         weights = np.array([corpus.weight for corpus in corpora], dtype=np.float64)
@@ -150,6 +182,7 @@ class CropDataset(Dataset):
         self.teacher_folder = teacher_folder
         self.teacher_dim = teacher_dim
         self.labels_folder = labels_folder
+        self.n_labels = n_labels
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, index])
@@ -188,18 +221,50 @@ class CropDataset(Dataset):
         rows = first + ((np.arange(self.crop_frames) + 0.5) * speed).astype(int)
         item: dict[str, Any] = {"wav": torch.from_numpy(wav)[None], "id": cut.id}
         if self.teacher_folder:
-            teacher = _read_rows(self.teacher_folder, cut.id, rows)
+            teacher = _read_rows(self.teacher_folder, cut.id, rows, (self.teacher_dim,))
             has_teacher = teacher is not None
             if teacher is None:
                 teacher = np.zeros((self.crop_frames, self.teacher_dim), dtype=np.float32)
             item["teacher"] = torch.from_numpy(teacher.astype(np.float32))
             item["has_teacher"] = torch.tensor(has_teacher)
         if self.labels_folder:
-            labels = _read_rows(self.labels_folder, cut.id, rows)
+            labels = _read_rows(self.labels_folder, cut.id, rows, ())
             if labels is None:
                 labels = np.full(self.crop_frames, NO_LABEL)
+            self._check_labels(labels, cut.id)
             item["labels"] = torch.from_numpy(labels.astype(np.int64))
         return item
+
+    def _check_labels(self, labels: np.ndarray, name: str) -> None:
+        most = np.inf if self.n_labels is None else self.n_labels - 1
+        wrong = labels[~((labels >= NO_LABEL) & (labels <= most))]
+        if len(wrong):
+            raise FileRefused(
+                f"{self.labels_folder}/{name}.npy holds the label {wrong[0]}, and data.n_labels "
+                f"is {self.n_labels}."
+            )
+
+
+class StepBatches(Sampler[list[int]]):
+    """Indices of the crops of each step of one rank, from `first` to before `last`.
+
+    The batches of all ranks together are `batch_size` indices in a row; each is made when it is
+    asked for, since a run may have very many.
+    """
+
+    def __init__(self, first: int, last: int, batch_size: int, *, rank: int, ranks: int) -> None:
+        self.steps = range(first, last)
+        self.batch_size = batch_size
+        self.rank, self.ranks = rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch_size // self.ranks
+        for step in self.steps:
+            start = (step * self.ranks + self.rank) * share
+            yield list(range(start, start + share))
 
 
 def _change_level(wav: np.ndarray, range_db: float, rng: np.random.Generator) -> np.ndarray:
@@ -209,8 +274,13 @@ def _change_level(wav: np.ndarray, range_db: float, rng: np.random.Generator) ->
     return (wav * min(gain, 1 / peak if peak > 1e-5 else gain)).astype(np.float32)
 
 
-def _read_rows(folder: str, name: str, index: np.ndarray) -> np.ndarray | None:
-    """These rows of `<folder>/<name>.npy`, the last one repeated past the end."""
+def _read_rows(
+    folder: str, name: str, index: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """These rows of `<folder>/<name>.npy`, the last one repeated past the end.
+
+    shape: that of a row. Raises `FileRefused`.
+    """
     path = Path(folder) / f"{name}.npy"
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -218,6 +288,9 @@ def _read_rows(folder: str, name: str, index: np.ndarray) -> np.ndarray | None:
         return None
     except (OSError, ValueError, EOFError) as error:
         raise FileRefused(f"{path} is not a .npy file, or damaged ({error}).") from error
+    if rows.ndim != 1 + len(shape) or rows.shape[1:] != shape or rows.dtype.kind not in "iuf":
+        wanted = ", ".join(["frames", *map(str, shape)])
+        raise FileRefused(f"{path} holds {rows.dtype} {list(rows.shape)}, not numbers [{wanted}].")
     if not len(rows):
         return None
     return np.asarray(rows[np.minimum(index, len(rows) - 1)])

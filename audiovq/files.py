@@ -12,11 +12,15 @@ class FileRefused(ValueError):  # noqa: N818 - it names what happened to the fil
 
 
 @contextmanager
-def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_output(
+    path: str | Path, *, overwrite: bool = False, durable: bool = False
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
     The block writes to the temporary path; if it raises, the temporary file is removed and `path`
     is as it was. Missing parent folders are made.
+
+    durable: what was written also survives the machine's sudden end, once the block is left.
 
     Raises `FileRefused` when `path` exists and `overwrite` is false, and when the folder cannot be
     written to or the disk is full.
@@ -36,7 +40,11 @@ def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        if durable:
+            _flush_to_disk(temporary)
         os.replace(temporary, path)
+        if durable and os.name == "posix":  # elsewhere folders cannot be opened
+            _flush_to_disk(path.parent)
     except OSError as error:
         raise FileRefused(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
@@ -50,3 +58,12 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
         raise FileRefused(f"{path} is a folder; name a file to write.")
     if path.exists() and not overwrite:
         raise FileRefused(f"{path} exists; add --force to overwrite it or name another output.")
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Windows flushes only what is open for writing.
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from audiovq.files import FileRefused, atomic_output
+from audiovq.data import check_sample_rate
+from audiovq.files import FileRefused, atomic_output, refuse_existing
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
@@ -39,7 +40,12 @@ LONGEST_VALIDATION = 1.5
 LISTED = 10
 """Unreadable files that a summary names."""
 
+TRAIN_FILE = "train.jsonl.gz"
+VALIDATION_FILE = "validation.jsonl.gz"
+REPORT_FILE = "report.json"
+
 _BLOCK_SECONDS = 20
+_BLOCK_SAMPLES = 1 << 24  # of all channels together: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -159,11 +165,12 @@ def scan_file(path: str | Path) -> Scan:
     try:
         with soundfile.SoundFile(path) as file:
             rate, channels, n_samples = file.samplerate, file.channels, file.frames
+            check_sample_rate(path, rate)
             window = max(1, rate // 50)
+            n_windows = max(1, min(_BLOCK_SECONDS * 50, _BLOCK_SAMPLES // (window * channels)))
             while True:
-                block = file.read(
-                    _BLOCK_SECONDS * 50 * window, dtype="float32", always_2d=True
-                )  # [n, channels]
+                block = file.read(n_windows * window, dtype="float32", always_2d=True)
+                # block [n, channels]
                 if not len(block):
                     break
                 n_read += len(block)
@@ -229,8 +236,15 @@ def find_recordings(
             speaker = name.parent.as_posix()
         elif speaker_from == "prefix":
             speaker = path.stem.replace("_", "-").split("-")[0]
+        if not _is_text(str(path)):  # manifests and reports are UTF-8
+            unreadable[_as_text(path)] = "its name is not UTF-8; rename it"
+            continue
         try:
             info = soundfile.info(str(path))
+            check_sample_rate(path, info.samplerate)
+        except FileRefused as error:
+            unreadable[str(path)] = str(error)
+            continue
         except (soundfile.LibsndfileError, OSError) as error:
             unreadable[str(path)] = f"libsndfile cannot open it: {_words(error)}"
             continue
@@ -243,6 +257,18 @@ def find_recordings(
             )
         )
     return cuts, unreadable
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file name that are not UTF-8
+        return False
+    return True
+
+
+def _as_text(path: Path) -> str:
+    return os.fsencode(path).decode(errors="replace")
 
 
 def recording_cut(
@@ -308,17 +334,23 @@ def prepare(
     validation: "float | Iterable[MonoCut]" = VALIDATION_SHARE,
     unreadable: dict[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = True,
 ) -> Report:
     """Scan recordings, split them, and write the manifests and the report to the folder `out`.
 
     train: cuts to train on. validation: the cuts to validate with, or the share of the hours of
     `train` to keep for it; see `split_validation`. unreadable: files that were left out before.
-    progress: called with the number of recordings scanned and their total.
+    progress: called with the number of recordings scanned and their total. overwrite: whether
+    files that are there already may be replaced.
 
     Writes `train.jsonl.gz`, `validation.jsonl.gz` and `report.json`. Raises `FileRefused` when
-    nothing is left to train on.
+    nothing is left to train on, and before the work when a file is in the way.
     """
     out = Path(out)
+    if isinstance(validation, float | int):
+        _check_share(validation)
+    for name in (TRAIN_FILE, VALIDATION_FILE, REPORT_FILE):
+        refuse_existing(out / name, overwrite=overwrite)
     train = list(train)
     given = None if isinstance(validation, float | int) else list(validation)
     usable, report = scan_recordings([*train, *(given or [])], unreadable, progress)
@@ -336,9 +368,9 @@ def prepare(
         )
     report.train_recordings, report.validation_recordings = len(train), len(held)
     report.train_hours, report.validation_hours = _hours(train), _hours(held)
-    write_manifest(train, out / "train.jsonl.gz")
-    write_manifest(shuffled(held), out / "validation.jsonl.gz")
-    report.save(out / "report.json")
+    write_manifest(train, out / TRAIN_FILE)
+    write_manifest(shuffled(held), out / VALIDATION_FILE)
+    report.save(out / REPORT_FILE)
     return report
 
 
@@ -420,8 +452,7 @@ def split_validation(
     choice is a hash of the names: the same files give the same split, and new files do not move
     old ones about.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"The validation share must be at least 0 and below 1, not {share}.")
+    _check_share(share)
     total = sum(cut.duration for cut in cuts)
     if share == 0 or len(cuts) < 2:
         return list(cuts), [], "none"
@@ -440,6 +471,11 @@ def split_validation(
         held, how = [min(cuts, key=lambda cut: cut.duration)], "the shortest recording"
     names = {cut.id for cut in held}
     return [cut for cut in cuts if cut.id not in names], held, how
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"The validation share must be at least 0 and below 1, not {share}.")
 
 
 def _choose(groups: "dict[str, list[MonoCut]]", total: float, share: float) -> "list[MonoCut]":
@@ -498,12 +534,16 @@ def _language(cut: "MonoCut") -> str | None:
 
 def main(prepare_corpus: Callable[[Path, Path], Report]) -> None:
     """The command line of a recipe's prepare.py: two folders in, the report out."""
-    if len(sys.argv) != 3 or sys.argv[1].startswith("-"):
+    force = "--force" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--force"]
+    if len(arguments) != 2 or arguments[0].startswith("-"):
         print(inspect.getdoc(prepare_corpus))
-        print(f"\nUsage: python {sys.argv[0]} CORPUS_DIR OUT_DIR")
+        print(f"\nUsage: python {sys.argv[0]} CORPUS_DIR OUT_DIR [--force]")
         sys.exit(0 if "--help" in sys.argv else 2)
-    corpus_dir, out_dir = Path(sys.argv[1]).absolute(), Path(sys.argv[2])
+    corpus_dir, out_dir = Path(arguments[0]).absolute(), Path(arguments[1])
     try:
+        for path in (*sorted(out_dir.glob("*.jsonl.gz")), out_dir / REPORT_FILE):
+            refuse_existing(path, overwrite=force)
         report = prepare_corpus(corpus_dir, out_dir)
     except FileRefused as error:
         sys.exit(str(error))

@@ -2,13 +2,67 @@
 
 import copy
 import difflib
+import json
+import math
 import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused
+
+DEEPEST_CARD = 16
+"""Sections and lists inside one another that a card may have."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers that a setting takes: `least` to `most`, both included unless `above`."""
+
+    least: float
+    """The smallest."""
+    most: float = math.inf
+    """The greatest."""
+    above: bool = False
+    """Whether it must be above `least`."""
+
+    def refuse(self, name: str, value: float) -> None:
+        """Raise `ValueError` for any other number."""
+        low = self.least < value if self.above else self.least <= value
+        if low and value <= self.most and math.isfinite(value):
+            return
+        if self.most == math.inf:
+            wanted = f"{'above' if self.above else 'at least'} {self.least:g}, and finite"
+            if math.isfinite(value):
+                wanted = wanted.removesuffix(", and finite")
+        elif self.above:
+            wanted = f"above {self.least:g} and at most {self.most:g}"
+        else:
+            wanted = f"in {self.least:g}..{self.most:g}"
+        raise ValueError(f"{name} must be {wanted}, not {value}.")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Words that a setting takes."""
+
+    words: tuple[str, ...]
+    """All of them."""
+
+    def refuse(self, name: str, value: str) -> None:
+        """Raise `ValueError` for any other word."""
+        if value not in self.words:
+            *others, last = (f'"{word}"' for word in self.words)
+            raise ValueError(f'{name} must be {", ".join(others)} or {last}, not "{value}".')
+
+
+# A setting states what it takes once, in its type; `Recipe` looks there.
+Count = Annotated[int, Range(1)]
+Steps = Annotated[int, Range(0)]
+Weight = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Rate = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclass(frozen=True)
@@ -17,7 +71,7 @@ class ManifestSettings:
 
     path: str
     """lhotse CutSet, `.jsonl` or `.jsonl.gz`."""
-    weight: float = 1.0
+    weight: Annotated[float, Range(0, above=True)] = 1.0
     """How often it is drawn from, in proportion to the other manifests."""
 
 
@@ -29,26 +83,26 @@ class DataSettings:
     """Manifests of the training set."""
     validation: str = ""
     """Manifest of the validation set; none when empty."""
-    validation_clips: int = 8
+    validation_clips: Count = 8
     """Recordings of it to use, the first ones."""
-    crop_seconds: float = 1.0
+    crop_seconds: Annotated[float, Range(0, 600, above=True)] = 1.0
     """Length of a crop, in s."""
-    batch_size: int = 12
+    batch_size: Count = 12
     """Crops of a step, over all devices."""
-    level_range_db: float = 10.0
+    level_range_db: Annotated[float, Range(0, 100)] = 10.0
     """Each crop's level is changed by up to this much up or down, in dB."""
-    speed_range: float = 0.0
+    speed_range: Annotated[float, Range(0, 0.5)] = 0.0
     """Each crop is played faster or slower by up to this share, which changes its voice, 0 to 0.5:
     for corpora of few voices."""
-    workers: int = 1
+    workers: Annotated[int, Range(0, 1024)] = 1
     """Processes that read crops, for each device."""
     teacher_folder: str = ""
     """Folder of teacher features, `<recording id>.npy` [frames, dim]; none when empty."""
-    teacher_dim: int = 128
+    teacher_dim: Count = 128
     """Width of the teacher's features."""
     labels_folder: str = ""
     """Folder of phone labels, `<recording id>.npy` [frames], -1 for none; none when empty."""
-    n_labels: int = 40
+    n_labels: Count = 40
     """Number of phone labels."""
 
 
@@ -56,27 +110,27 @@ class DataSettings:
 class LossSettings:
     """Weights of the losses; 0 leaves a loss out."""
 
-    mel: float = 2.0
+    mel: Weight = 2.0
     """Multi-scale mel distance."""
-    mel_short: float = 0.0
+    mel_short: Weight = 0.0
     """The same distance over its windows of up to 128 samples alone, on top of `mel`: a weight as
     large counts them twice. For trained models: from random weights it costs."""
-    waveform: float = 120.0
+    waveform: Weight = 120.0
     """Mean absolute difference of samples; it aligns phase early."""
-    commitment: float = 0.5
+    commitment: Weight = 0.5
     """Distance of the latent from its codes, the mean over levels."""
-    adversarial: float = 0.3
+    adversarial: Weight = 0.3
     """Generator's hinge loss, from `train.adversarial_from` on."""
-    feature: float = 3.0
+    feature: Weight = 3.0
     """Feature matching, from `train.adversarial_from` on."""
-    teacher: float = 4.0
+    teacher: Weight = 4.0
     """Distillation: 1 - cosine between a head on the units and the teacher's features."""
-    labels: float = 1.0
+    labels: Weight = 1.0
     """Cross-entropy of a phone classifier on the units."""
-    unit_gradient: float = 1.0
+    unit_gradient: Share = 1.0
     """With `model.unit_blocks`: share of the units' gradient that reaches the layers before them,
     which they share with the sound, 0 to 1."""
-    unit_shift: int = 2
+    unit_shift: Annotated[int, Range(0)] = 2
     """Frames by which the units may lag the teacher and the labels, to have heard more."""
 
 
@@ -84,50 +138,50 @@ class LossSettings:
 class TrainSettings:
     """How to train."""
 
-    steps: int = 20_000
+    steps: Count = 20_000
     """Steps of the whole run."""
-    autoencoder_steps: int = 3_000
+    autoencoder_steps: Steps = 3_000
     """Steps before the quantizer is switched on, with k-means starts of all codebooks."""
-    adversarial_from: int = 10_000
+    adversarial_from: Steps = 10_000
     """Step from which on the discriminators train too; `steps` or more: never."""
-    adversarial_items: int = 6
+    adversarial_items: Count = 6
     """Items of a device's batch that the discriminators hear, from the first on."""
-    learning_rate: float = 6e-4
+    learning_rate: Rate = 6e-4
     """Of AdamW, for the generator."""
-    discriminator_learning_rate: float = 3e-4
+    discriminator_learning_rate: Rate = 3e-4
     """Of AdamW, for the discriminators."""
-    warmup_steps: int = 200
+    warmup_steps: Steps = 200
     """Steps over which the learning rates rise from 0."""
-    decay_share: float = 0.3
+    decay_share: Share = 0.3
     """Share of the run at its end over which the learning rates fall to 0."""
-    clip_norm: float = 5.0
+    clip_norm: Annotated[float, Range(0, above=True)] = 5.0
     """Gradients of the generator are scaled down to this norm."""
-    ema_decay: float = 0.999
+    ema_decay: Share = 0.999
     """Of the moving average of the generator's weights, which validation and export use."""
-    quantizer_dropout: float = 0.5
+    quantizer_dropout: Share = 0.5
     """Share of items that train with fewer levels, 1 to all at random."""
-    precision: str = "bf16-mixed"
+    precision: Annotated[str, Choice(("bf16-mixed", "32-true"))] = "bf16-mixed"
     """Of encoder, decoder and discriminators: "bf16-mixed" or "32-true" (Fabric's names).
     Quantizer, STFTs and losses are always float32."""
-    accelerator: str = "auto"
-    """"auto", "cpu" or "cuda"."""
-    devices: int = 1
+    accelerator: Annotated[str, Choice(("auto", "cpu", "cuda", "gpu", "mps"))] = "auto"
+    """"auto", "cpu", "cuda", or another of Fabric's names."""
+    devices: Count = 1
     """Processes, one for each device."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads of each process."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**53)] = 0
     """Of the weights, the order of the data and the dropout."""
-    log_every: int = 50
+    log_every: Count = 50
     """Steps between log lines."""
-    validate_every: int = 2_000
+    validate_every: Count = 2_000
     """Steps between validations."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps between checkpoints: what a crash can cost."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints to keep, besides the best one."""
     initial_model: str = ""
     """Folder of a model to start from instead of random weights; the run starts quantized."""
-    learn: str = "all"
+    learn: Annotated[str, Choice(("all", "decoder"))] = "all"
     """"all", or "decoder": then the tokens stay those of `initial_model`."""
 
 
@@ -146,30 +200,16 @@ class Recipe:
         train, data = self.train, self.data
         if not data.train:
             raise ValueError("data.train lists no manifest; name at least one.")
-        counts = {
-            "train": "steps log_every validate_every checkpoint_every keep devices threads".split(),
-            "data": ["batch_size", "validation_clips"],
-        }
-        for section, names in counts.items():
-            for name in names:
-                value = getattr(getattr(self, section), name)
-                if value < 1:
-                    raise ValueError(f"{section}.{name} must be at least 1, not {value}.")
+        for name in ("data", "loss", "train"):
+            _check_ranges(getattr(self, name), name)
+        for index, manifest in enumerate(data.train):
+            _check_ranges(manifest, f"data.train[{index}]")
+        _check_card(self.card, "card", DEEPEST_CARD)
         if data.batch_size % train.devices:
             raise ValueError(
                 f"data.batch_size must be a multiple of train.devices ({train.devices}), "
                 f"not {data.batch_size}."
             )
-        if not 0 <= data.speed_range <= 0.5:
-            raise ValueError(f"data.speed_range must be in 0..0.5, not {data.speed_range}.")
-        if train.precision not in ("bf16-mixed", "32-true"):
-            raise ValueError(
-                f'train.precision must be "bf16-mixed" or "32-true", not "{train.precision}".'
-            )
-        if not 0 <= self.loss.unit_gradient <= 1:
-            raise ValueError(f"loss.unit_gradient must be in 0..1, not {self.loss.unit_gradient}.")
-        if train.learn not in ("all", "decoder"):
-            raise ValueError(f'train.learn must be "all" or "decoder", not "{train.learn}".')
         if train.learn == "decoder" and not train.initial_model:
             raise ValueError(
                 'train.learn = "decoder" keeps the tokens of a model; name it as '
@@ -180,9 +220,21 @@ class Recipe:
                 'train.learn = "decoder" leaves the units as they are; leave out '
                 "data.teacher_folder and data.labels_folder."
             )
+        if not train.initial_model and train.autoencoder_steps >= train.steps:
+            raise ValueError(
+                f"train.autoencoder_steps ({train.autoencoder_steps}) must be fewer than "
+                f"train.steps ({train.steps}), or the run ends before it has codebooks; a quarter "
+                f"is usual: train.autoencoder_steps={train.steps // 4}."
+            )
         if self.crop_frames < 1:
             raise ValueError(
                 f"data.crop_seconds must be at least one frame, not {data.crop_seconds}."
+            )
+        has_targets = data.teacher_folder or data.labels_folder
+        if has_targets and self.loss.unit_shift >= self.crop_frames:
+            raise ValueError(
+                f"loss.unit_shift must be fewer than the frames of a crop ({self.crop_frames}), "
+                f"not {self.loss.unit_shift}."
             )
 
     @property
@@ -191,19 +243,43 @@ class Recipe:
         return round(self.data.crop_seconds * self.model.frame_rate)
 
 
+def _check_ranges(settings: Any, where: str) -> None:
+    """Raise `ValueError` for a setting that is not in the range beside it."""
+    for name, kind in get_type_hints(type(settings), include_extras=True).items():
+        for rule in get_args(kind)[1:] if get_origin(kind) is Annotated else ():
+            rule.refuse(f"{where}.{name}", getattr(settings, name))
+
+
+def _check_card(value: Any, where: str, deepest: int) -> None:
+    """Raise `ValueError` for what a model's card, which is JSON, cannot hold."""
+    if deepest < 0:
+        raise ValueError(f"{where[:40]}... is nested too deeply for a card.")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_card(item, f"{where}.{name}", deepest - 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_card(item, f"{where}[{index}]", deepest - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be a finite number, not {value}.")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(
+            f'{where} is a {type(value).__name__}; a card holds text, so write "{value}".'
+        )
+
+
 def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
     """Read a recipe file; `changes` are settings "section.key=value" that override it.
 
-    Paths in it are relative to the current folder. Raises `FileRefused` for a file that is not a
-    recipe and `ValueError` for a change that is not possible.
+    A name that ends in `.json` is read as what a run saved. Paths in it are relative to the current
+    folder. Raises `FileRefused` for a file that is not a recipe and `ValueError` for a change that
+    is not possible.
     """
+    values = _read_values(Path(path))
     try:
-        values = tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileRefused(f"{path} is not TOML: {error}.") from error
-    unchanged = copy.deepcopy(values)
+        unchanged = copy.deepcopy(values)
+    except RecursionError as error:
+        raise FileRefused(f"{path} is nested too deeply for a recipe.") from error
     for change in changes or []:
         _apply(values, change)
     try:
@@ -212,6 +288,22 @@ def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
         if changes and _is_recipe(unchanged):
             raise  # the file is right, the changes are not
         raise FileRefused(f"{path}: {error}") from error
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except OSError as error:
+        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise FileRefused(f"{path} is not {kind}: {error}.") from error
+    except RecursionError as error:
+        raise FileRefused(f"{path} is nested too deeply for a recipe.") from error
+    if not isinstance(values, dict):
+        raise FileRefused(f"{path} is not a recipe, which has sections.")
+    return values
 
 
 def _is_recipe(values: dict[str, Any]) -> bool:
@@ -230,8 +322,10 @@ def _apply(values: dict[str, Any], change: str) -> None:
         raise ValueError(f'"{change}" is not a setting; write section.key=value.')
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         value = text.strip()
+    except RecursionError as error:
+        raise ValueError(f"{key} is nested too deeply for a setting.") from error
     settings = values.setdefault(section, {})
     if not isinstance(settings, dict):
         raise ValueError(f'"{change}" has no section to go to: "{section}" is not one.')
@@ -269,7 +363,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         inner = get_args(kind)[0]
         return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where} is too large a number.") from error
     wanted = get_origin(kind) or kind
     if type(value) is not wanted:
         names = {int: "a whole number", float: "a number", str: "text", dict: "a section"}

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,28 +33,35 @@ from torch.utils.data import DataLoader
 
 from audiovq.checkpoint import (
     BEST,
-    load_checkpoint,
+    Checkpoint,
     load_optimizer_tensors,
+    matching,
     newest_checkpoint,
     optimizer_tensors,
     prune_checkpoints,
+    read_checkpoint,
+    read_newest,
     save_checkpoint,
+    set_aside,
 )
 from audiovq.config import ModelConfig
-from audiovq.data import NO_LABEL, Corpus, CropDataset, read_crop, read_manifest
+from audiovq.data import NO_LABEL, Corpus, CropDataset, StepBatches, read_crop, read_manifest
 from audiovq.discriminator import (
     Discriminator,
     adversarial_loss,
     discriminator_loss,
     feature_loss,
 )
-from audiovq.files import FileRefused
+from audiovq.files import FileRefused, refuse_existing
 from audiovq.health import COLLAPSED, codebook_health
+from audiovq.interrupt import TrainingStopped, leave_to_parent, stop_wish
 from audiovq.losses import SHORT_SCALES, MelLoss
-from audiovq.model import AudioVQ
+from audiovq.model import CONFIG_FILE, WEIGHTS_FILE, AudioVQ
 from audiovq.recipe import Recipe
+from audiovq.run_files import METRICS_FILE, cut_metrics, differences, save_recipe, saved_recipe
 
 logger = logging.getLogger("audiovq.train")
+T = TypeVar("T")
 
 START_CROPS = 240
 """Crops whose latents the k-means starts see."""
@@ -62,7 +69,12 @@ MAX_BAD_STEPS = 5
 """Steps in a row with losses that are not finite, after which a run stops."""
 VALIDATION_SECONDS = 12.0
 """Longest part of a validation recording that is used."""
-METRICS_FILE = "metrics.jsonl"
+CRITIC_CLIP_NORM = 10.0
+"""Gradients of the discriminators are scaled down to this norm."""
+MIN_WAIT_STEPS = 20
+"""Steps over which waiting for data is judged."""
+FIRST_LOGS = (1, 2, 5, 10, 20)
+"""Steps that are logged besides every `train.log_every`: a start is soon seen to go well."""
 
 
 class Generator(nn.Module):
@@ -106,29 +118,43 @@ class Window:
     counts: Tensor
     resets: Tensor
     started: float
+    first_step: int
     waited: float = 0.0
+    skipped: int = 0
+    """Steps that changed nothing, because a loss or gradient was not finite."""
+    skipped_critic: int = 0
+    """The same of the discriminators."""
 
     @classmethod
-    def empty(cls, config: ModelConfig) -> "Window":
-        """A window that starts now."""
-        shape = (config.n_codebooks, config.codebook_size)
-        return cls({}, torch.zeros(shape), torch.zeros(config.n_codebooks), time.perf_counter())
+    def empty(cls, config: ModelConfig, step: int) -> "Window":
+        """A window that starts now, with `step`."""
+        counts = torch.zeros(config.n_codebooks, config.codebook_size)
+        return cls({}, counts, torch.zeros(config.n_codebooks), time.perf_counter(), step)
 
 
 def train(
-    recipe: Recipe, out: str | Path, *, resume: bool = False, console: Console | None = None
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    accept_changes: bool = False,
+    console: Console | None = None,
 ) -> Path:
     """Run a recipe; checkpoints, logs and samples go to the folder `out`, which is returned.
 
-    resume: go on from the newest checkpoint in `out`, if there is one. Otherwise `out` must not
+    resume: go on from the newest checkpoint in `out` that can be read. Otherwise `out` must not
     hold a run already.
+    accept_changes: go on although the recipe is not the one that the run had. What only says how
+    long and where it runs may always differ.
     console: where to draw a progress bar, when it is a terminal.
 
-    Raises `FileRefused` for missing or unreadable data, and for a folder that is in use.
+    SIGINT and SIGTERM end the step under way, write a checkpoint and raise `TrainingStopped`.
+    Raises `FileRefused` for missing or unreadable data, for a folder that is in use or holds
+    nothing to go on from, and when the disk is full; `FloatingPointError` when losses are no
+    longer finite.
     """
     out = Path(out)
-    if newest_checkpoint(out) and not resume:
-        raise FileRefused(f"{out} holds a run already; add --resume or name another folder.")
+    start = _find_start(recipe, out, resume=resume, accept_changes=accept_changes)
     settings = recipe.train
     ddp = DDPStrategy(
         broadcast_buffers=False,  # the codebooks keep themselves equal
@@ -142,20 +168,74 @@ def train(
     )
     fabric.launch()
     torch.set_num_threads(settings.threads)
-    run = Run(recipe, out, fabric)
+    run = Run(recipe, out, fabric, start)
+    del start  # its tensors are the run's now
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     quiet = console is None or not console.is_terminal or not fabric.is_global_zero
-    with Progress(*columns, console=console, disable=quiet) as progress:
-        task = progress.add_task("steps", total=recipe.train.steps, completed=run.step)
-        for step in run.steps():
-            progress.update(task, completed=step)
+    try:
+        with stop_wish() as wish, Progress(*columns, console=console, disable=quiet) as progress:
+            task = progress.add_task("steps", total=recipe.train.steps, completed=run.step)
+            for step in run.steps():
+                progress.update(task, completed=step)
+                if step < recipe.train.steps:
+                    run.stop_if(wish.signum)
+    except OSError as error:
+        raise FileRefused(
+            f"The training in {out} broke off: {error}; --resume goes on from its last checkpoint."
+        ) from error
     return out
+
+
+def _find_start(
+    recipe: Recipe, out: Path, *, resume: bool, accept_changes: bool
+) -> Checkpoint | None:
+    """The checkpoint to go on from, or None to begin; raises `FileRefused`."""
+    if out.exists() and not out.is_dir():
+        raise FileRefused(f"{out} is a file; name a folder for the run.")
+    if not resume:
+        if newest_checkpoint(out):
+            raise FileRefused(f"{out} holds a run already; add --resume or name another folder.")
+        return None
+    start = read_newest(out)
+    if start is None:
+        raise FileRefused(f"{out} holds no checkpoint to go on from; leave out --resume to begin.")
+    _refuse_other_model(start, recipe)
+    saved = saved_recipe(out)
+    changed = [] if saved is None else differences(saved, recipe)
+    grave = [str(change) for change in changed if not change.harmless]
+    if grave and not accept_changes:
+        raise FileRefused(
+            f"{out} had another recipe: {'; '.join(grave)}; leave out what differs, or "
+            "add --accept-changes to go on with it."
+        )
+    for change in changed:
+        logger.info("Changed: %s.", change)
+    return start
+
+
+def _refuse_other_model(start: Checkpoint, recipe: Recipe) -> None:
+    """Raise `FileRefused` when no flag can make a run go on with a recipe."""
+    try:
+        same = ModelConfig.from_dict(start.values["config"]) == recipe.model
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise FileRefused(f"{start.path} is of another model than the recipe's; use another --out.")
+    learn = start.values.get("learn", "all")  # older checkpoints do not say
+    if learn != recipe.train.learn:
+        raise FileRefused(
+            f'{start.path} is of a run with train.learn = "{learn}", and the recipe says '
+            f'"{recipe.train.learn}"; export it, name that model as train.initial_model, '
+            "and use another --out."
+        )
 
 
 class Run:
     """A training under way: everything that a checkpoint holds, and the loop."""
 
-    def __init__(self, recipe: Recipe, out: Path, fabric: Fabric) -> None:
+    def __init__(
+        self, recipe: Recipe, out: Path, fabric: Fabric, start: Checkpoint | None = None
+    ) -> None:
         self.recipe, self.out, self.fabric = recipe, out, fabric
         settings = recipe.train
         torch.manual_seed(settings.seed)
@@ -163,7 +243,7 @@ class Run:
         self.best = math.inf
         self.quantize = False
         generator, discriminator = Generator(recipe), Discriminator()
-        if settings.initial_model:
+        if settings.initial_model and start is None:
             self.quantize = True
             generator.model.load_state_dict(_initial_model(recipe).state_dict())
         if settings.learn == "decoder":
@@ -181,11 +261,14 @@ class Run:
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
         self.dataset = _dataset(recipe)
         self.validation = _validation_clips(recipe)
-        self.window = Window.empty(recipe.model)
         self.bad_steps = 0
+        self.saved_step = -1
         self.skipped: set[str] = set()
+        if start is not None:
+            self._load(start)
+        self.window = Window.empty(recipe.model, self.step)
+        self._open_folder()
         self.writer = self._tensorboard()
-        self._load()
 
     @property
     def model(self) -> AudioVQ:
@@ -195,28 +278,54 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Train from the current step to the last one; yield the number of steps done."""
         settings = self.recipe.train
-        if self.fabric.is_global_zero:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=2) + "\n")
+        self._say(self._start_line())
         self._train_mode()
         batches = self._batches()
         while self.step < settings.steps:
             if not self.quantize and self.step >= settings.autoencoder_steps:
                 self._start_quantizer()
             waiting = time.perf_counter()
-            batch = next(batches)
+            batch = _next_batch(batches)
             self.window.waited += time.perf_counter() - waiting
             self._note_skipped(batch.pop("skipped"))
             self._train_step(batch)
             self.step += 1
-            if self.step % settings.log_every == 0:
-                self._log()
             last = self.step == settings.steps
+            if self.step % settings.log_every == 0 or self.step in FIRST_LOGS or last:
+                self._log()
             if self.step % settings.validate_every == 0 or last:
                 self._validate()
             if self.step % settings.checkpoint_every == 0 or last:
                 self._save()
             yield self.step
+
+    def stop_if(self, signum: int) -> None:
+        """Write a checkpoint and raise `TrainingStopped` when a rank got a signal: not 0."""
+        found = self.fabric.all_reduce(torch.tensor(signum), reduce_op="max")
+        signum = int(torch.as_tensor(found))
+        if not signum:
+            return
+        if self.saved_step != self.step:
+            self._save()
+        line = f"Stopped at step {self.step}; audiovq train {self.out} --resume goes on from there."
+        self._say(line)
+        raise TrainingStopped(line, signum)
+
+    def _open_folder(self) -> None:
+        """Make the run's folder that of this step, so that it holds no step twice."""
+        if self.fabric.is_global_zero:
+            save_recipe(self.out, self.recipe, self.step)
+            cut_metrics(self.out, self.step)
+
+    def _start_line(self) -> str:
+        seconds = sum(cut.duration for part in self.dataset.corpora for cut in part.cuts)
+        n_recordings = sum(len(part.cuts) for part in self.dataset.corpora)
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"Training on {seconds / 3600:.2f} h of audio in {n_recordings} recordings: "
+            f"{n_parameters / 1e6:.1f} M parameters on {self.fabric.device}, step {self.step} of "
+            f"{self.recipe.train.steps}, to {self.out}."
+        )
 
     def _train_mode(self) -> None:
         self.generator.train()
@@ -234,13 +343,16 @@ class Run:
             optimizer.param_groups[0]["lr"] = rate * factor
         batch = self.fabric.to_device(batch)
         wav = batch["wav"]
-        output = self.generator(wav, self._levels(len(wav)), self.quantize)
+        levels = self.fabric.to_device(
+            dropout_levels(recipe, step, self.fabric.global_rank, len(wav))
+        )
+        output = self.generator(wav, levels, self.quantize)
         distances = self.mel_loss(output["wav"], wav)
         losses = {
             "mel": distances.sum(),
             "mel_short": distances[:SHORT_SCALES].sum(),
             "waveform": F.l1_loss(output["wav"].float(), wav),
-            **self._unit_losses(output, batch),
+            **unit_losses(output, batch, recipe.loss.unit_shift),
         }
         if self.quantize:
             losses["commitment"] = output["commitment"].mean()
@@ -254,43 +366,29 @@ class Run:
         if not self._finite(total):
             self._skip(batch, losses)
             return
-        self.bad_steps = 0
         self.fabric.backward(total)
-        norm = self.fabric.clip_gradients(
-            self.generator, self.optimizer, max_norm=recipe.train.clip_norm
-        )
+        norm = self._clip(self.generator, self.optimizer, recipe.train.clip_norm)
+        if not self._finite(norm):
+            self._skip(batch, {"the gradient": norm})
+            return
+        self.bad_steps = 0
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._update_ema()
         self._record(losses | {"gradient_norm": norm}, output)
 
-    def _unit_losses(self, output: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What makes units phoneme-like; unit t is compared with teacher frame t - shift."""
-        shift = self.recipe.loss.unit_shift
-        losses = {}
-        if "teacher" in output:
-            n_frames = output["teacher"].shape[1] - shift
-            distance = 1 - F.cosine_similarity(
-                output["teacher"][:, shift:].float(), batch["teacher"][:, :n_frames], dim=-1
-            )
-            mask = batch["has_teacher"][:, None].float().expand_as(distance)
-            losses["teacher"] = (distance * mask).sum() / mask.sum().clamp(min=1)
-        if "labels" in output:
-            logits = output["labels"][:, shift:].float()
-            labels = batch["labels"][:, : logits.shape[1]]
-            summed = F.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
-            )
-            losses["labels"] = summed / (labels != NO_LABEL).sum().clamp(min=1)
-        return losses
-
     def _adversarial_step(self, wav: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """Train the discriminators, then let them judge the generator's output."""
         loss = discriminator_loss(self.discriminator(wav), self.discriminator(fake.detach()))
-        if self._finite(loss):
+        good = self._finite(loss)
+        if good:
             self.fabric.backward(loss)
-            self.fabric.clip_gradients(self.discriminator, self.critic_optimizer, max_norm=10.0)
+            norm = self._clip(self.discriminator, self.critic_optimizer, CRITIC_CLIP_NORM)
+            good = self._finite(norm)
+        if good:
             self.critic_optimizer.step()
+        else:
+            self.window.skipped_critic += 1
         self.critic_optimizer.zero_grad()
         self._note("discriminator", loss)
         # The module itself, not its wrapper: no gradient of these passes is for the discriminators.
@@ -302,13 +400,13 @@ class Run:
         self.critic.requires_grad_(True)
         return {"adversarial": adversarial_loss(judged), "feature": feature_loss(real, judged)}
 
-    def _levels(self, n_items: int) -> Tensor:
-        """Levels that each item of this rank's batch keeps: quantizer dropout."""
-        settings, n_codebooks = self.recipe.train, self.recipe.model.n_codebooks
-        rng = np.random.default_rng([settings.seed, self.step, self.fabric.global_rank])
-        levels = rng.integers(1, n_codebooks + 1, n_items)
-        levels[rng.random(n_items) >= settings.quantizer_dropout] = n_codebooks
-        return self.fabric.to_device(torch.from_numpy(levels))
+    def _clip(self, module: Any, optimizer: Any, max_norm: float) -> Tensor:
+        """Scale gradients down to a norm; returns the norm they had, which may not be finite."""
+        norm = self.fabric.clip_gradients(
+            module, optimizer, max_norm=max_norm, error_if_nonfinite=False
+        )
+        assert norm is not None
+        return norm
 
     def _start_quantizer(self) -> None:
         """k-means starts of all codebooks, from crops that the run will not see again."""
@@ -326,15 +424,18 @@ class Run:
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """This rank's batches from the current step to the last one."""
-        per_rank = self.recipe.data.batch_size // self.fabric.world_size
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        indices = [
-            [(step * world + rank) * per_rank + item for item in range(per_rank)]
-            for step in range(self.step, self.recipe.train.steps)
-        ]
-        workers = self.recipe.data.workers
         loader: DataLoader = DataLoader(
-            self.dataset, batch_sampler=indices, num_workers=workers, collate_fn=_collate
+            self.dataset,
+            batch_sampler=StepBatches(
+                self.step,
+                self.recipe.train.steps,
+                self.recipe.data.batch_size,
+                rank=self.fabric.global_rank,
+                ranks=self.fabric.world_size,
+            ),
+            num_workers=self.recipe.data.workers,
+            collate_fn=_collate,
+            worker_init_fn=leave_to_parent,
         )
         return iter(loader)
 
@@ -352,17 +453,26 @@ class Run:
 
     def _skip(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
         bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
-        self._say(
-            f"ALARM: step {self.step} is skipped: {', '.join(bad) or 'a loss'} is not finite; "
-            f"its recordings are {', '.join(batch['id'])}."
+        names, recordings = blame(self._gather((bad, batch["id"])))
+        self._alarm(
+            f"step {self.step} is skipped: {', '.join(names) or 'a loss'} is not finite; "
+            f"its recordings are {', '.join(recordings)}."
         )
         self.optimizer.zero_grad()
+        self.window.skipped += 1
         self.bad_steps += 1
         if self.bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"Losses were not finite in {MAX_BAD_STEPS} steps in a row; the last good "
-                f"checkpoint is {newest_checkpoint(self.out)}. Lower train.learning_rate."
+                f"Losses or gradients were not finite in {MAX_BAD_STEPS} steps in a row; the last "
+                f"good checkpoint is {newest_checkpoint(self.out)}. Lower train.learning_rate."
             )
+
+    def _gather(self, item: T) -> list[T]:
+        """An object of every rank."""
+        items = [item] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(items, item)
+        return items
 
     def _note_skipped(self, reasons: list[str]) -> None:
         """List each recording that could not be read once, on the rank that drew it."""
@@ -385,7 +495,7 @@ class Run:
 
     def _log(self) -> None:
         recipe, window = self.recipe, self.window
-        self.window = Window.empty(recipe.model)
+        self.window = Window.empty(recipe.model, self.step)
         counts = torch.as_tensor(self.fabric.all_reduce(window.counts, reduce_op="sum"))
         elapsed = time.perf_counter() - window.started
         n_steps = len(window.losses.get("mel", []))
@@ -397,7 +507,10 @@ class Run:
             "learning_rate": recipe.train.learning_rate * _schedule(recipe, self.step),
             "audio_seconds_per_second": seconds / elapsed,
             "data_wait_share": window.waited / elapsed,
+            "skipped_steps": window.skipped,
         }
+        if self.step > recipe.train.adversarial_from:
+            values["skipped_critic_steps"] = window.skipped_critic
         health = []
         if self.quantize:
             health = [codebook_health(level) for level in counts.cpu().numpy()]
@@ -405,7 +518,8 @@ class Run:
             values["active"] = [level.active for level in health]
             values["resets"] = [int(n) for n in window.resets]
         self._write_metrics(values)
-        left = (recipe.train.steps - self.step) * elapsed / recipe.train.log_every
+        passed = self.step - window.first_step
+        left = (recipe.train.steps - self.step) * elapsed / max(1, passed)
         line = " ".join(
             f"{name} {values[name]:.3f}"
             for name in ("mel", "waveform", "teacher", "labels", "adversarial", "feature")
@@ -419,13 +533,15 @@ class Run:
         )
         for level, state in enumerate(health):
             if state.active_share <= COLLAPSED and state.n_frames >= 4 * state.size:
-                self._say(
-                    f"ALARM: codebook {level} has collapsed: {state.active} of {state.size} codes "
+                self._alarm(
+                    f"codebook {level} has collapsed: {state.active} of {state.size} codes "
                     f"are used."
                 )
-        if values["data_wait_share"] > 0.2:
-            self._say(
-                f"ALARM: {values['data_wait_share']:.0%} of the time goes to waiting for data; "
+        # The first steps wait for the processes that read to begin.
+        judged = passed >= min(MIN_WAIT_STEPS, recipe.train.log_every)
+        if values["data_wait_share"] > 0.2 and judged:
+            self._alarm(
+                f"{values['data_wait_share']:.0%} of the time goes to waiting for data; "
                 "raise data.workers or put the recordings on a faster disk."
             )
         if self.skipped:
@@ -440,7 +556,7 @@ class Run:
         self._set_weights(self.ema)
         self.model.eval()
         n_codebooks = self.recipe.model.n_codebooks
-        levels = sorted({1, 2, n_codebooks // 2, n_codebooks} - {0}) if self.quantize else [0]
+        levels = validation_levels(n_codebooks) if self.quantize else [0]
         values: dict[str, float] = {}
         for n_q in levels:
             mels, stois = [], []
@@ -481,6 +597,7 @@ class Run:
         if self.fabric.is_global_zero:
             self._write_checkpoint(self.out / f"checkpoint-{self.step:08d}.safetensors")
             prune_checkpoints(self.out, self.recipe.train.keep)
+        self.saved_step = self.step
         self.fabric.barrier()
 
     def _write_checkpoint(self, path: Path) -> None:
@@ -502,35 +619,24 @@ class Run:
         }
         save_checkpoint(path, tensors, values)
 
-    def _load(self) -> None:
-        path = newest_checkpoint(self.out)
-        if path is None:
-            return
-        tensors, values = load_checkpoint(path)
-        if ModelConfig.from_dict(values["config"]) != self.recipe.model:
-            raise FileRefused(f"{path} is of another model than the recipe's; use another --out.")
-        learn = values.get("learn", "all")  # older checkpoints do not say
-        if learn != self.recipe.train.learn:
-            raise FileRefused(
-                f'{path} is of a run with train.learn = "{learn}", and the recipe says '
-                f'"{self.recipe.train.learn}"; export it, name that model as train.initial_model, '
-                "and use another --out."
-            )
+    def _load(self, start: Checkpoint) -> None:
         named = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         wanted = {f"generator.{name}": tensor for name, tensor in named.items()}
         wanted |= {f"discriminator.{name}": p for name, p in self.critic.named_parameters()}
         wanted |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
-        for name, tensor in wanted.items():
-            if name not in tensors:
-                raise FileRefused(
-                    f"{path} lacks {name}: the recipe's losses or audiovq's discriminators have "
-                    "changed since. Export it and name that model as train.initial_model."
-                )
-            tensor.data = tensors[name].to(tensor.device)  # the reservoir's size may differ
-        load_optimizer_tensors("optimizer", self.optimizer, tensors)
-        load_optimizer_tensors("critic_optimizer", self.critic_optimizer, tensors)
+        for name, tensor in matching(start.path, start.tensors, wanted).items():
+            wanted[name].data = tensor.to(wanted[name].device)  # the reservoir's size may differ
+        load_optimizer_tensors("optimizer", self.optimizer, start.tensors, start.path)
+        load_optimizer_tensors("critic_optimizer", self.critic_optimizer, start.tensors, start.path)
+        values = start.values
         self.step, self.best, self.quantize = values["step"], values["best"], values["quantize"]
-        self._say(f"Resumed from {path} at step {self.step}.")
+        self.saved_step = self.step
+        self.fabric.barrier()  # every rank has read before anything is renamed
+        if self.fabric.is_global_zero:
+            set_aside(start.damaged)
+        for path in start.damaged:
+            self._alarm(f"{path} is damaged; the run goes on from the one before it.")
+        self._say(f"Resumed from {start.path} at step {self.step}.")
 
     def _tensorboard(self) -> Any:
         if not self.fabric.is_global_zero:
@@ -539,7 +645,9 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return None
-        return SummaryWriter(self.out / "tensorboard")
+        return SummaryWriter(
+            self.out / "tensorboard", purge_step=self.step + 1 if self.step else None
+        )
 
     def _write_metrics(self, values: dict[str, Any]) -> None:
         if not self.fabric.is_global_zero:
@@ -564,28 +672,65 @@ class Run:
         if self.fabric.is_global_zero:
             logger.info(line)
 
+    def _alarm(self, line: str) -> None:
+        if self.fabric.is_global_zero:
+            logger.warning(f"ALARM: {line}")
 
-def export(run: str | Path, folder: str | Path, *, best: bool = True) -> AudioVQ:
-    """Turn a run's checkpoint into a model folder: averaged weights, rounded to float16.
+
+def run_model(run: str | Path, *, best: bool = True) -> AudioVQ:
+    """The model of a run's checkpoint: averaged weights, rounded to float16.
 
     best: the checkpoint with the best validation when there is one, or else the newest.
-    Raises `FileRefused` when the run has no checkpoint, or its quantizer is not on yet.
+    Raises `FileRefused` when the run has no checkpoint, its quantizer is not on yet, or it holds
+    weights that float16 does not.
     """
     run = Path(run)
-    path = run / BEST if best and (run / BEST).is_file() else newest_checkpoint(run)
-    if path is None:
+    if best and (run / BEST).is_file():
+        found: Checkpoint | None = read_checkpoint(run / BEST)
+    else:
+        found = read_newest(run)
+    if found is None:
         raise FileRefused(f"{run} holds no checkpoint; train it first.")
-    tensors, values = load_checkpoint(path)
+    for damaged in found.damaged:
+        logger.warning(f"{damaged} is damaged; {found.path} is taken instead.")
+    path, tensors, values = found.path, found.tensors, found.values
     if not values["quantize"]:
         raise FileRefused(f"{path} is from before the quantizer was on; train on.")
-    model = AudioVQ(ModelConfig.from_dict(values["config"]), values["card"])
-    own = model.state_dict()
-    weights = {name: tensors[f"generator.model.{name}"] for name in own}
-    weights |= {name: tensors[f"ema.{name}"] for name, _ in model.named_parameters()}
-    model.load_state_dict(weights)
+    try:
+        model = AudioVQ(ModelConfig.from_dict(values["config"]), dict(values["card"]))
+    except (TypeError, ValueError) as error:
+        raise FileRefused(f"{path} is of a model that is not possible: {error}") from error
+    averaged = dict(model.named_parameters())
+    sources = {
+        name: f"ema.{name}" if name in averaged else f"generator.model.{name}"
+        for name in model.state_dict()
+    }
+    wanted = {sources[name]: tensor for name, tensor in model.state_dict().items()}
+    weights = matching(path, tensors, wanted)
+    for name, source in sources.items():
+        tensor = weights[source].half() if name in averaged else weights[source]
+        if not torch.isfinite(tensor).all():
+            raise FileRefused(
+                f"{path} has weights in {name} that are not finite or beyond float16's 65504; "
+                "export another checkpoint (--newest), or train again with a lower "
+                "train.learning_rate."
+            )
+    model.load_state_dict({name: weights[source] for name, source in sources.items()})
     model.card["steps"] = values["step"]
-    model.eval()
-    model.round_weights().save_pretrained(folder, overwrite=True)
+    return model.eval().round_weights()
+
+
+def export(
+    run: str | Path, folder: str | Path, *, best: bool = True, overwrite: bool = False
+) -> AudioVQ:
+    """Turn a run's checkpoint into a model folder; see `run_model`.
+
+    Raises `FileRefused` as it does, and when the folder holds a model and `overwrite` is false.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        refuse_existing(Path(folder) / name, overwrite=overwrite)
+    model = run_model(run, best=best)
+    model.save_pretrained(folder, overwrite=overwrite)
     return model
 
 
@@ -638,6 +783,64 @@ def _schedule(recipe: Recipe, step: int) -> float:
     return rise * min(1.0, (settings.steps - step) / n_decay)
 
 
+def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> dict[str, Tensor]:
+    """What makes units phoneme-like; unit t is compared with teacher frame t - shift.
+
+    output: `teacher` [B, T, D] and `labels` [B, T, n_labels], what the heads on the units say, each
+    if there is such a head. batch: `teacher` [B, T, D] with `has_teacher` [B], `labels` [B, T].
+    """
+    losses = {}
+    if "teacher" in output:
+        n_frames = output["teacher"].shape[1] - shift
+        distance = 1 - F.cosine_similarity(
+            output["teacher"][:, shift:].float(), batch["teacher"][:, :n_frames], dim=-1
+        )
+        mask = batch["has_teacher"][:, None].float().expand_as(distance)
+        losses["teacher"] = (distance * mask).sum() / mask.sum().clamp(min=1)
+    if "labels" in output:
+        logits = output["labels"][:, shift:].float()
+        labels = batch["labels"][:, : logits.shape[1]]
+        summed = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
+        )
+        losses["labels"] = summed / (labels != NO_LABEL).sum().clamp(min=1)
+    return losses
+
+
+def dropout_levels(recipe: Recipe, step: int, rank: int, n_items: int) -> Tensor:
+    """Levels that each item of a rank's batch keeps, int64 [n_items]: quantizer dropout."""
+    settings, n_codebooks = recipe.train, recipe.model.n_codebooks
+    rng = np.random.default_rng([settings.seed, step, rank])
+    levels = rng.integers(1, n_codebooks + 1, n_items)
+    levels[rng.random(n_items) >= settings.quantizer_dropout] = n_codebooks
+    return torch.from_numpy(levels)
+
+
+def validation_levels(n_codebooks: int) -> list[int]:
+    """Numbers of levels that validation tries."""
+    return sorted({1, min(2, n_codebooks), max(1, n_codebooks // 2), n_codebooks})
+
+
+def blame(reports: list[tuple[list[str], list[str]]]) -> tuple[list[str], list[str]]:
+    """What was not finite, and the recordings of the ranks where it was.
+
+    reports: for each rank the losses that are not finite and the recordings of its batch. Where no
+    rank has such a loss, their sum is not finite, and every recording counts.
+    """
+    guilty = [report for report in reports if report[0]] or reports
+    names = list(dict.fromkeys(name for bad, _ in guilty for name in bad))
+    return names, [name for _, recordings in guilty for name in recordings]
+
+
+def _next_batch(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return next(batches)
+    except FileRefused as error:
+        # Of a data worker's exception torch makes one whose message is a traceback.
+        line = str(error).strip().splitlines()[-1]
+        raise FileRefused(line.partition("FileRefused: ")[2] or line) from error
+
+
 def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
@@ -656,6 +859,7 @@ def _dataset(recipe: Recipe) -> CropDataset:
         teacher_folder=data.teacher_folder,
         teacher_dim=data.teacher_dim,
         labels_folder=data.labels_folder,
+        n_labels=data.n_labels,
     )
 
 
@@ -667,7 +871,7 @@ def _validation_clips(recipe: Recipe) -> list[Tensor]:
     cuts = read_manifest(recipe.data.validation)[: recipe.data.validation_clips]
     clips = []
     for cut in cuts:
-        n_samples = int(min(cut.duration, VALIDATION_SECONDS) * rate)
+        n_samples = max(1, int(min(cut.duration, VALIDATION_SECONDS) * rate))
         wav = read_crop(cut.path, round(cut.start * rate), n_samples, rate)
         clips.append(torch.from_numpy(wav)[None, None])
     return clips

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from .options import Force
+
 
 class SpeakerFrom(enum.StrEnum):
     """Where a recording's speaker is to be read."""
@@ -18,7 +20,7 @@ class SpeakerFrom(enum.StrEnum):
 
 def prepare(
     folder: Annotated[Path, typer.Argument(help="Folder of audio; folders in it count too.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the manifests.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the manifests.")],
     validation: Annotated[
         float, typer.Option(help="Share of the hours to keep for validation, 0 to 1.")
     ] = 0.02,
@@ -28,6 +30,10 @@ def prepare(
             help="What names the speaker: the file's folder, or its name up to the first - or _."
         ),
     ] = None,
+    force: Force = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but what goes wrong.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Make training manifests of a folder of audio, and report what the audio is like.
@@ -42,7 +48,7 @@ def prepare(
     cuts, unreadable = library.find_recordings(folder, speaker_from)
     console = Console(stderr=True)
     columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("")
         report = library.prepare(
             cuts,
@@ -50,6 +56,11 @@ def prepare(
             validation=validation,
             unreadable=unreadable,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            overwrite=force,
         )
-    typer.echo(report.to_json() if as_json else report.summary())
-    typer.echo(f"wrote {out}: train.jsonl.gz, validation.jsonl.gz, report.json", err=as_json)
+    if as_json:
+        typer.echo(report.to_json())
+    elif not quiet:
+        typer.echo(report.summary())
+    if not quiet:
+        typer.echo(f"wrote {out}: train.jsonl.gz, validation.jsonl.gz, report.json", err=as_json)

@@ -1,6 +1,10 @@
 """Laws of checkpoints: what is read is what was written, and nothing is unpickled."""
 
+import math
+import os
 import pickle
+import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +13,14 @@ from torch import nn
 from audiovq.checkpoint import (
     load_checkpoint,
     load_optimizer_tensors,
+    matching,
     newest_checkpoint,
     optimizer_tensors,
     prune_checkpoints,
+    read_checkpoint,
+    read_newest,
     save_checkpoint,
+    set_aside,
 )
 from audiovq.files import FileRefused
 
@@ -32,6 +40,118 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(FileRefused, match="not a checkpoint"):
         load_checkpoint(path)
+
+
+VALUES = {"step": 5, "best": math.inf, "quantize": True, "config": {}, "card": {}}
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, real_fsync, real_replace = [], os.fsync, os.replace
+
+    def fsync(handle):
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        real_fsync(handle)
+
+    def replace(*paths):
+        done.append("rename")
+        real_replace(*paths)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr("os.replace", replace)
+    save_checkpoint(tmp_path / "a.safetensors", {"x": torch.zeros(3)}, {})
+    assert done == ["file", "rename", "folder"]
+
+
+def test_a_full_disk_is_refused_and_leaves_what_was_there(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"x": torch.ones(3)}, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # files as large as that, no more
+    try:
+        with pytest.raises(FileRefused, match="cannot be written: File too large") as refusal:
+            save_checkpoint(path, {"x": torch.ones(99_999)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(refusal.value)
+    assert torch.equal(load_checkpoint(path)[0]["x"], torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Three checkpoints, the oldest first."""
+    paths = [folder / f"checkpoint-{step:08d}.safetensors" for step in (5, 10, 15)]
+    for step, path in enumerate(paths):
+        save_checkpoint(path, {"x": torch.full((99,), step)}, VALUES)
+    return paths
+
+
+@pytest.mark.parametrize("damage", ["empty", "halved", "foreign"])
+def test_the_newest_that_can_be_read_is_read(tmp_path, damage):
+    assert read_newest(tmp_path) is None
+    paths = checkpoints(tmp_path)
+    found = read_newest(tmp_path)
+    assert found is not None
+    assert (found.path, found.damaged) == (paths[2], ())
+    for path in paths[1:]:
+        if damage == "foreign":
+            save_checkpoint(path, {}, {"step": 5})  # a whole file, and no checkpoint of a training
+        else:
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2] if damage == "halved" else b"")
+    found = read_newest(tmp_path)
+    assert found is not None
+    assert (found.path, found.damaged) == (paths[0], (paths[2], paths[1]))
+    assert found.values["step"] == 5
+    set_aside(found.damaged)
+    assert newest_checkpoint(tmp_path) == paths[0]
+    paths[0].write_bytes(b"")
+    with pytest.raises(FileRefused, match="no older one"):
+        read_newest(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(VALUES))
+def test_a_checkpoint_without_a_value_that_all_have_is_refused(tmp_path, name):
+    path = tmp_path / "a.safetensors"
+    for wrong in ({}, {name: "text"}):
+        values = {key: value for key, value in VALUES.items() if key != name}
+        save_checkpoint(path, {}, values | wrong)
+        with pytest.raises(FileRefused, match=f"lacks its {name}"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({}, "lacks x"),
+        ({"x": torch.zeros(2, 3)}, r"its x is float32 \[2, 3\], and float32 \[2, 4\] is wanted"),
+        ({"x": torch.zeros(2, 4, dtype=torch.int8)}, "its x is int8"),
+        (
+            {"x": torch.zeros(2, 4), "a.reservoir": torch.zeros(7, 3)},
+            r"reservoir is float32 \[7, 3",
+        ),
+        ({"x": torch.zeros(2, 4), "a.reservoir": torch.zeros(())}, "reservoir"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tmp_path, tensors, sentence):
+    wanted = {"x": torch.zeros(2, 4), "a.reservoir": torch.zeros(0, 8)}
+    good = {"x": torch.ones(2, 4), "a.reservoir": torch.zeros(7, 8), "more": torch.zeros(1)}
+    assert matching(tmp_path, good, wanted).keys() == wanted.keys()
+    with pytest.raises(FileRefused, match=sentence):
+        matching(tmp_path, tensors, wanted)
+
+
+def test_an_optimizer_of_other_shapes_is_refused(tmp_path):
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    tensors = optimizer_tensors("o", optimizer)
+    with pytest.raises(FileRefused, match=r"o\.0\.exp_avg is float32 \[2, 3\]"):
+        load_optimizer_tensors("o", torch.optim.AdamW(other.parameters()), tensors, tmp_path)
+    del tensors["o.0.exp_avg"]
+    with pytest.raises(FileRefused, match=r"lacks o\.0\.exp_avg"):
+        load_optimizer_tensors("o", torch.optim.AdamW(layer.parameters()), tensors, tmp_path)
 
 
 def test_the_newest_stay(tmp_path):
@@ -58,7 +178,8 @@ def test_an_optimizer_goes_on_as_if_never_stopped(tmp_path):
     twin = nn.Linear(3, 2)
     twin.load_state_dict(layer.state_dict())
     other = torch.optim.AdamW(twin.parameters())
-    load_optimizer_tensors("o", other, load_checkpoint(tmp_path / "a")[0])
+    tensors = load_checkpoint(tmp_path / "a")[0]
+    load_optimizer_tensors("o", other, tensors, tmp_path / "a")
     step(layer, optimizer)
     step(twin, other)
     assert torch.equal(layer.weight, twin.weight)

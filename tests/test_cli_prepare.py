@@ -52,8 +52,22 @@ def test_help_ends_with_an_example():
 
 @pytest.mark.parametrize("share", ["0", "0.2"])
 def test_preparing_again_gives_the_same(tmp_path, share):
-    for _ in range(2):
-        run(EXAMPLES, "-o", tmp_path / "out", "--validation", share)
+    for force in ([], ["--force"]):
+        assert run(EXAMPLES, "-o", tmp_path / "out", "--validation", share, *force).exit_code == 0
     first = (tmp_path / "out" / "report.json").read_text()
     run(EXAMPLES, "-o", tmp_path / "other", "--validation", share)
     assert first == (tmp_path / "other" / "report.json").read_text()
+
+
+def test_manifests_are_overwritten_only_when_told(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("mine")
+    result = run(EXAMPLES, "--out", out)
+    assert isinstance(result.exception, FileRefused)
+    assert "report.json exists; add --force" in str(result.exception)
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+    assert (out / "report.json").read_text() == "mine"
+    result = run(EXAMPLES, "--out", out, "--force", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert json.loads((out / "report.json").read_text())["recordings"] == 5

@@ -1,5 +1,7 @@
 """Crops: where they start, what they hold, in which order they come."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from audiovq.audio import load_audio
-from audiovq.data import NO_LABEL, Corpus, CropDataset, Cut, _change_level, read_crop, read_manifest
+from audiovq.data import (
+    NO_LABEL,
+    Corpus,
+    CropDataset,
+    Cut,
+    StepBatches,
+    _change_level,
+    read_crop,
+    read_manifest,
+)
 from audiovq.files import FileRefused
 from audiovq.prepare import recording_cut, write_manifest
 
@@ -225,6 +236,44 @@ def test_a_damaged_teacher_file_is_refused(tmp_path):
         dataset([cut], teacher_dim=2, teacher_folder=str(tmp_path))[0]
 
 
+def test_teacher_and_labels_of_another_kind_are_refused(tmp_path):
+    cut = Cut("a", str(EXAMPLES[0]), 0.0, 2.0)
+    teacher = dataset([cut], teacher_dim=2, teacher_folder=str(tmp_path))
+    for wrong in (np.zeros((9, 3)), np.zeros(9), np.zeros((9, 2), "U3"), np.float32(1)):
+        np.save(tmp_path / "a.npy", wrong)
+        with pytest.raises(FileRefused, match=r"not numbers \[frames, 2\]"):
+            teacher[0]
+    labels = dataset([cut], labels_folder=str(tmp_path), n_labels=40)
+    for label in (40, -2):
+        np.save(tmp_path / "a.npy", np.full(9, label))
+        with pytest.raises(FileRefused, match=f"holds the label {label}, and data.n_labels is 40"):
+            labels[0]
+    np.save(tmp_path / "a.npy", np.full(9, 39))
+    assert (labels[0]["labels"] == 39).all()
+
+
+def test_rates_that_no_recording_has_are_refused(tmp_path):
+    """A header's rate decides how much of the file a second is."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(900), 16_000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    for rate in (1, 999, 768_001, 201_000_000):
+        content[24:28] = rate.to_bytes(4, "little")
+        (tmp_path / "a.wav").write_bytes(content)
+        with pytest.raises(FileRefused, match=f"rate of {rate} Hz, not 1000 to 768000"):
+            read_crop(tmp_path / "a.wav", 0, 320, 16_000)
+
+
+def test_batches_of_all_ranks_are_the_batches_of_one_and_are_made_when_asked_for():
+    whole = list(StepBatches(3, 7, 6, rank=0, ranks=1))
+    assert whole[0] == [18, 19, 20, 21, 22, 23]
+    halves = [list(StepBatches(3, 7, 6, rank=rank, ranks=2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    endless = StepBatches(0, 10**12, 64, rank=0, ranks=1)  # a list of it would not fit anywhere
+    assert len(endless) == 10**12
+    loader = DataLoader(dataset(example_cuts()), batch_sampler=endless, collate_fn=list)
+    assert len(next(iter(loader))) == 64
+
+
 def test_manifests_are_read(tmp_path):
     cut = recording_cut("one", EXAMPLES[0], 16_000, 1, 48_000, speaker="s", language="en")
     write_manifest([cut], tmp_path / "a.jsonl.gz")
@@ -240,3 +289,28 @@ def test_manifests_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "foreign.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(FileRefused, match="not a lhotse CutSet"):
         read_manifest(tmp_path / "foreign.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "duration", "sentence"),
+    [
+        ("a", 0, math.inf, "says that a lasts inf s"),
+        ("a", 0, -1.0, "says that a lasts -1.0 s"),
+        ("a", 0, math.nan, "says that a lasts nan s"),
+        ("a", 0, 0.0, "says that a lasts 0.0 s"),
+        ("a", 0, 1e300, r"says that a lasts 1e\+300 s"),
+        ("a", -1.0, 1.0, "says that a starts at -1.0 s"),
+        ("a", math.inf, 1.0, "says that a starts at inf s"),
+        ("../../a", 0, 1.0, "is no name for a file"),
+        ("/a", 0, 1.0, "is no name for a file"),
+        ("", 0, 1.0, "is no name for a file"),
+    ],
+)
+def test_impossible_times_and_ids_are_refused_at_the_start(
+    tmp_path, name, start, duration, sentence
+):
+    cut = recording_cut("a", EXAMPLES[0], 16_000, 1, 48_000)
+    line = cut.to_dict() | {"id": name, "start": start, "duration": duration}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(FileRefused, match=sentence):
+        read_manifest(tmp_path / "a.jsonl")

@@ -1,6 +1,7 @@
 """Scans, reports and splits of recordings."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,46 @@ def test_find_recordings_names_cuts_and_speakers(tmp_path):
     assert list(unreadable) == [str(tmp_path / "bad.mp3")]
     found, _ = find_recordings(tmp_path, "prefix")
     assert [cut.supervisions[0].speaker for cut in found] == ["one", "one", "p225"]
+
+
+def test_headers_and_names_that_cannot_be_are_listed(tmp_path):
+    tone = np.sin(np.arange(8000) / 5) / 2
+    write(tmp_path / "good.wav", tone)
+    write(tmp_path / "fast.wav", tone)
+    content = bytearray((tmp_path / "fast.wav").read_bytes())
+    content[24:28] = (201_000_000).to_bytes(4, "little")  # 20 s of it would take 15 GiB
+    (tmp_path / "fast.wav").write_bytes(content)
+    with pytest.raises(FileRefused, match="rate of 201000000 Hz"):
+        scan_file(tmp_path / "fast.wav")
+    latin = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    try:
+        os.rename(tmp_path / "good.wav", latin)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    write(tmp_path / "good.wav", tone)
+    found, unreadable = find_recordings(tmp_path)
+    assert names(found) == ["good"]
+    assert [reason.partition(";")[0] for reason in unreadable.values()] == [
+        "its name is not UTF-8",
+        f"{tmp_path / 'fast.wav'} has a sample rate of 201000000 Hz, not 1000 to 768000 Hz.",
+    ]
+    prepare(found, tmp_path / "out", unreadable=unreadable)
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["unreadable"]) == 2
+
+
+def test_a_block_of_many_channels_is_shorter(tmp_path, monkeypatch):
+    write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 8)))
+    whole = scan_file(tmp_path / "a.wav")
+    monkeypatch.setattr("audiovq.prepare._BLOCK_SAMPLES", 8 * 2000)
+    asked, read = [], soundfile.SoundFile.read
+
+    def spy(self, frames=-1, **options):
+        asked.append(frames)
+        return read(self, frames, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", spy)
+    assert scan_file(tmp_path / "a.wav") == whole
+    assert max(asked) * 8 <= 8 * 2000
 
 
 def test_find_recordings_refuses_folders_without_audio(tmp_path):

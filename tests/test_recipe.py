@@ -1,6 +1,9 @@
 """Recipe files: every setting typed, every mistake one clear sentence."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -8,8 +11,10 @@ from audiovq.config import ModelConfig
 from audiovq.files import FileRefused
 from audiovq.recipe import (
     DataSettings,
+    LossSettings,
     ManifestSettings,
     Recipe,
+    TrainSettings,
     read_recipe,
 )
 
@@ -60,7 +65,7 @@ def test_settings_are_read_into_their_types(tmp_path):
 
 
 def test_changes_override_the_file(tmp_path):
-    path = write(tmp_path, LEAST + "[train]\nsteps = 5\n")
+    path = write(tmp_path, LEAST + "[train]\nsteps = 5\nautoencoder_steps = 2\n")
     changes = [
         "train.steps=7",
         "train.precision=32-true",
@@ -95,6 +100,26 @@ def test_changes_override_the_file(tmp_path):
         ('[train]\nprecision = "16"\n', '"bf16-mixed" or "32-true", not "16"'),
         ("[train]\nsteps = 0\n", "train.steps must be at least 1, not 0"),
         ("[train]\nthreads = 0\n", "train.threads must be at least 1, not 0"),
+        ("[train]\nautoencoder_steps = -1\n", "autoencoder_steps must be at least 0, not -1"),
+        ("[train]\nadversarial_items = 0\n", "adversarial_items must be at least 1, not 0"),
+        ("[train]\nlearning_rate = -1e-4\n", "learning_rate must be above 0 and at most 1, not"),
+        ("[train]\nlearning_rate = nan\n", "learning_rate must be above 0 and at most 1, not nan"),
+        ("[train]\nema_decay = 2\n", r"train.ema_decay must be in 0\.\.1, not 2"),
+        ("[train]\ndecay_share = -0.1\n", r"train.decay_share must be in 0\.\.1, not -0.1"),
+        ("[train]\nquantizer_dropout = 1.5\n", r"quantizer_dropout must be in 0\.\.1, not 1.5"),
+        ("[train]\nclip_norm = 0\n", "train.clip_norm must be above 0, not 0"),
+        ("[train]\nclip_norm = inf\n", "train.clip_norm must be above 0, and finite, not inf"),
+        ("[train]\nseed = -1\n", "train.seed must be in 0"),
+        ('[train]\naccelerator = "tpu"\n', 'train.accelerator must be "auto", "cpu"'),
+        ("[loss]\nunit_shift = -1\n", "loss.unit_shift must be at least 0, not -1"),
+        ("[loss]\nmel = -2\n", "loss.mel must be at least 0, not -2"),
+        ("[loss]\nwaveform = 1" + "0" * 400 + "\n", "loss.waveform is too large a number"),
+        ("[card]\nmade = 2024-05-01\n", 'card.made is a date; .* write "2024-05-01"'),
+        ("[card]\nlist = [[07:30:00]]\n", r"card.list\[0\]\[0\] is a time"),
+        ("[card]\nloss = inf\n", "card.loss must be a finite number, not inf"),
+        ("[card]\na = " + "[" * 40 + "]" * 40 + "\n", "nested too deeply for a card"),
+        ("[card]\na = " + "[" * 9000 + "]" * 9000 + "\n", "nested too deeply"),
+        ("[card]\n" + "a." * 9000 + "b = 1\n", "nested too deeply"),
         ("[train]\ndevices = 5\n", r"multiple of train.devices \(5\), not 12"),
         ("[loss]\nunit_gradient = 1.5\n", r"loss.unit_gradient must be in 0\.\.1, not 1.5"),
         ('[train]\nlearn = "encoder"\n', 'train.learn must be "all" or "decoder"'),
@@ -127,6 +152,15 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, sentence)
         (LEAST + "speed_range = 0.6\n", r"data.speed_range must be in 0\.\.0\.5, not 0.6"),
         (LEAST + "batch_size = 0\n", "data.batch_size must be at least 1"),
         (LEAST + "crop_seconds = 0.001\n", "crop_seconds must be at least one frame"),
+        (LEAST + "crop_seconds = 1e308\n", "crop_seconds must be above 0 and at most 600, not 1e"),
+        (LEAST + "crop_seconds = -1.0\n", "crop_seconds must be above 0 and at most 600, not -1"),
+        (LEAST + "workers = -1\n", r"data.workers must be in 0\.\.1024, not -1"),
+        (LEAST + "level_range_db = -3\n", "data.level_range_db must be in 0"),
+        ("[data]\ntrain = [{ path = 'a', weight = 0 }]\n", r"train\[0\].weight must be above 0"),
+        (
+            LEAST + "labels_folder = 'a'\ncrop_seconds = 0.04\n",
+            r"unit_shift must be fewer than the frames of a crop \(2\), not 2",
+        ),
         ("[data", "is not TOML"),
     ],
 )
@@ -166,6 +200,43 @@ def test_wrong_changes_to_a_right_file_are_bad_arguments(tmp_path, change, sente
     assert not isinstance(error.value, FileRefused)
     with pytest.raises(FileRefused):  # here the file is wrong too
         read_recipe(write(tmp_path, LEAST + "[train]\nsteps = 0\n"), [change])
+
+
+def test_a_run_that_would_end_before_its_codebooks_begin_is_refused(tmp_path):
+    """What a newcomer types to see whether it works: fewer steps, and nothing else."""
+    folder = next(path for path in RECIPES if path.parent.name == "folder")
+    with pytest.raises(ValueError, match=r"must be fewer .*train\.autoencoder_steps=15\.") as error:
+        read_recipe(folder, ["train.steps=60"])
+    assert not isinstance(error.value, FileRefused)
+    assert read_recipe(folder, ["train.steps=60", "train.autoencoder_steps=15"]).train.steps == 60
+    started = ["train.steps=60", "train.initial_model=default"]
+    assert read_recipe(folder, started).train.steps == 60
+
+
+def test_every_number_and_word_states_its_range():
+    """A new setting says in its type what it takes, or everything goes."""
+    for kind in (ManifestSettings, DataSettings, LossSettings, TrainSettings):
+        for name, plain in get_type_hints(kind).items():
+            if plain in (int, float):
+                rules = get_args(get_type_hints(kind, include_extras=True)[name])[1:]
+                assert rules, f"{kind.__name__}.{name}"
+
+
+def test_a_saved_recipe_is_read_back(tmp_path):
+    recipe = read_recipe(write(tmp_path, LEAST + "[card]\nname = 'é'\n"))
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(asdict(recipe)))
+    assert read_recipe(path) == recipe
+    assert read_recipe(path, ["train.steps=9000"]).train.steps == 9000
+    for text in ("[" * 99_999, "[1]", "{"):
+        path.write_text(text)
+        with pytest.raises(FileRefused):
+            read_recipe(path)
+
+
+def test_a_change_that_is_nested_too_deeply_is_a_bad_argument(tmp_path):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_recipe(write(tmp_path, LEAST), ["card.a=" + "[" * 9000])
 
 
 def test_every_setting_is_documented():

@@ -28,6 +28,7 @@ TINY = [
     "data.batch_size=2",
     "data.workers=0",
     "train.steps=1",
+    "train.autoencoder_steps=0",
     "train.accelerator=cpu",
     "train.precision=32-true",
     "train.threads=1",
@@ -259,6 +260,18 @@ def test_a_folder_that_is_not_the_corpus_is_one_sentence(
         prepare(name, [tmp_path, tmp_path / "out"], monkeypatch)
     assert str(tmp_path) in str(stop.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_is_prepared_anew_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train.jsonl.gz").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        prepare("ljspeech", [tmp_path, out], monkeypatch)
+    assert "exists; add --force" in str(stop.value)
+    ljspeech(tmp_path / "corpus")
+    prepare("ljspeech", [tmp_path / "corpus", out, Path("--force")], monkeypatch)
+    assert len(read_manifest(out / "train.jsonl.gz")) == 59
 
 
 def test_arguments_are_explained(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

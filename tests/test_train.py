@@ -3,20 +3,39 @@
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lhotse import CutSet, MonoCut, Recording
+from lightning_fabric import Fabric
 from tiny import EXAMPLES, TINY
+from typer.testing import CliRunner
 
+import audiovq.train
+import audiovq_cli
 from audiovq import AudioVQ, FileRefused
-from audiovq.checkpoint import load_checkpoint, newest_checkpoint
+from audiovq.audio import load_audio
+from audiovq.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from audiovq.losses import MelLoss
 from audiovq.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
-from audiovq.train import export, train
+from audiovq.train import (
+    Generator,
+    Run,
+    blame,
+    dropout_levels,
+    export,
+    run_model,
+    train,
+    unit_losses,
+    validation_levels,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     # Fabric's own, on every start; none of them is about what is done here.
@@ -94,7 +113,7 @@ def test_it_learns_and_every_codebook_is_alive(recipe, manifest, tmp_path):
         recipe, train=settings, data=replace(recipe.data, validation=str(manifest), batch_size=8)
     )
     out = train(longer, tmp_path / "run")
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(out)
     logs = [line for line in lines if "mel" in line]
     assert logs[-1]["mel"] < 0.75 * logs[0]["mel"]
     assert all(0 < line["mel_short"] < line["mel"] for line in logs)
@@ -109,7 +128,7 @@ def test_it_learns_and_every_codebook_is_alive(recipe, manifest, tmp_path):
 
 
 def test_short_windows_count_more_when_asked(recipe, tmp_path):
-    short = replace(recipe, train=replace(recipe.train, steps=2, autoencoder_steps=2))
+    short = replace(recipe, train=replace(recipe.train, steps=2, autoencoder_steps=1))
     train(short, tmp_path / "without")
     train(replace(short, loss=replace(short.loss, mel_short=2.0)), tmp_path / "with")
     without, more = weights(tmp_path / "without"), weights(tmp_path / "with")
@@ -128,8 +147,6 @@ def test_a_loss_that_is_not_finite_is_skipped_and_named_then_stops(
         seen.append(step)
         return loss * math.nan if step in bad["steps"] else loss
 
-    from audiovq.losses import MelLoss
-
     original, seen = MelLoss.forward, []
     monkeypatch.setattr(MelLoss, "forward", forward)
     out = train(recipe, tmp_path / "one")
@@ -143,6 +160,181 @@ def test_a_loss_that_is_not_finite_is_skipped_and_named_then_stops(
     longer = replace(recipe, train=replace(recipe.train, steps=20))
     with pytest.raises(FloatingPointError, match=r"checkpoint-000000(05|10)"):
         train(longer, tmp_path / "many")
+
+
+def spoil(function, calls: set[int], seen: list[int]):
+    """The same function, with a finite value but a gradient of NaN in some of its calls."""
+
+    def spoilt(*arguments):
+        loss = function(*arguments)
+        if loss.requires_grad:
+            if len(seen) in calls:
+                loss.register_hook(lambda gradient: gradient * math.nan)
+            seen.append(len(seen))
+        return loss
+
+    return spoilt
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
+    recipe, tmp_path, monkeypatch, caplog
+):
+    """The losses are finite, and their gradients are not."""
+    monkeypatch.setattr(MelLoss, "forward", spoil(MelLoss.forward, {4}, []))
+    critic = spoil(audiovq.train.discriminator_loss, {1}, [])
+    monkeypatch.setattr("audiovq.train.discriminator_loss", critic)
+    out = train(recipe, tmp_path / "one")
+    assert any("step 4 is skipped: the gradient is not finite" in r.message for r in caplog.records)
+    logs = [line for line in metrics(out) if "mel" in line]
+    assert sum(line["skipped_steps"] for line in logs) == 1
+    assert sum(line.get("skipped_critic_steps", 0) for line in logs) == 1
+    assert all(t.isfinite().all() for t in weights(out).values())
+    monkeypatch.setattr(MelLoss, "forward", spoil(MelLoss.forward, set(range(99)), []))
+    with pytest.raises(FloatingPointError, match="5 steps in a row"):
+        train(recipe, tmp_path / "all")
+
+
+def test_only_ranks_with_a_bad_loss_are_blamed():
+    assert blame([([], ["a", "b"]), (["mel"], ["c"])]) == (["mel"], ["c"])
+    assert blame([(["mel"], ["a"]), (["mel", "labels"], ["b"])]) == (["mel", "labels"], ["a", "b"])
+    assert blame([([], ["a"]), ([], ["b"])]) == ([], ["a", "b"])  # the sum alone is bad
+
+
+def test_one_codebook_validates(recipe, manifest, tmp_path):
+    one = replace(TINY, n_codebooks=1, unit_level="residual")
+    data = replace(recipe.data, validation=str(manifest), validation_clips=1)
+    out = train(replace(recipe, model=one, data=data), tmp_path / "run")
+    assert "validation_mel_n_q_1" in metrics(out)[-1]
+    assert [validation_levels(n) for n in (1, 2, 3, 8)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8]]
+
+
+def test_the_start_says_what_is_trained_and_the_first_steps_are_logged(
+    recipe, manifest, tmp_path, caplog
+):
+    caplog.set_level("INFO", "audiovq")
+    settings = replace(recipe.train, steps=11, log_every=50, adversarial_from=99)
+    out = train(replace(recipe, train=settings), tmp_path / "run")
+    hours = sum(cut.duration for cut in CutSet.from_file(manifest)) / 3600
+    first = next(r.message for r in caplog.records if r.message.startswith("Training"))
+    assert f"{hours:.2f} h of audio in 5 recordings" in first
+    assert "0.0 M parameters on cpu, step 0 of 11" in first
+    assert str(out) in first
+    assert [line["step"] for line in metrics(out)] == [1, 2, 5, 10, 11]
+    assert not any("waiting for data" in r.message for r in caplog.records)
+
+
+def test_resume_goes_back_to_a_checkpoint_that_can_be_read(recipe, tmp_path, caplog):
+    """The newest is halved: the one before it counts, and nothing of what came after it stays."""
+    short = replace(recipe, train=replace(recipe.train, adversarial_from=99, keep=1))
+    train(short, tmp_path / "whole")
+    kept = replace(short, train=replace(short.train, keep=2))
+    out = train(kept, tmp_path / "parts")
+    newest = newest_checkpoint(out)
+    newest.write_bytes(newest.read_bytes()[:-99])
+    train(short, out, resume=True)
+    assert any(f"{newest} is damaged" in r.message for r in caplog.records)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(out)[name]), name
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == [
+        "checkpoint-00000010.safetensors",
+        "checkpoint-00000010.safetensors.damaged",
+    ]
+    steps = [line["step"] for line in metrics(out)]
+    assert steps == sorted(set(steps))
+    newest.write_bytes(b"")
+    with pytest.raises(FileRefused, match="no older one"):
+        train(short, out, resume=True)
+
+
+def test_resume_keeps_to_the_recipe_of_the_run(recipe, tmp_path, caplog):
+    caplog.set_level("INFO", "audiovq")
+    with pytest.raises(FileRefused, match="leave out --resume"):
+        train(recipe, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    short = replace(recipe, train=replace(recipe.train, steps=5, adversarial_from=99))
+    out = train(short, tmp_path / "run")
+    saved = (out / "recipe.json").read_text()
+    other = replace(short, train=replace(short.train, steps=6, learning_rate=1e-5))
+    with pytest.raises(
+        FileRefused, match=r"learning_rate is 0.0006 .* --accept-changes"
+    ) as refusal:
+        train(other, out, resume=True)
+    assert "train.steps" not in str(refusal.value)  # more steps are no other recipe
+    assert (out / "recipe.json").read_text() == saved
+    train(other, out, resume=True, accept_changes=True)
+    assert any("Changed: train.learning_rate is 0.0006" in r.message for r in caplog.records)
+    history = {
+        path.name: json.loads(path.read_text())["train"]["learning_rate"]
+        for path in out.glob("recipe-*.json")
+    }
+    assert history == {"recipe-00000000.json": 6e-4, "recipe-00000005.json": 1e-5}
+    longer = replace(other, train=replace(other.train, steps=7, log_every=1, threads=1))
+    train(longer, out, resume=True)
+    assert metrics(out)[-1]["step"] == 7
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_step_and_writes_a_checkpoint(
+    recipe, tmp_path, monkeypatch, number, code
+):
+    """As it is typed: the command ends with the signal's code, and goes on bit for bit."""
+    settings = replace(recipe.train, checkpoint_every=100, steps=6, adversarial_from=99)
+    small_recipe = replace(recipe, train=settings)
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(asdict(small_recipe)))
+
+    def step(self, batch):
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+        original(self, batch)
+
+    original = Run._train_step
+    monkeypatch.setattr(Run, "_train_step", step)
+    run = CliRunner().invoke(audiovq_cli.app, ["train", str(path), "-o", str(tmp_path / "run")])
+    assert run.exit_code == code, run.output
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-00000004.safetensors"
+    monkeypatch.setattr(Run, "_train_step", original)
+    words = ["train", str(tmp_path / "run"), "--resume", "--json"]
+    run = CliRunner().invoke(audiovq_cli.app, words)
+    assert json.loads(run.stdout) == {"folder": str(tmp_path / "run"), "steps": 6}
+    train(small_recipe, tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "run")[name]), name
+
+
+def test_a_folder_is_a_run_only_with_resume(recipe, tmp_path):
+    for words, code, sentence in (
+        ([tmp_path], 2, "is a folder; name a recipe, or add --resume"),
+        ([tmp_path, "--resume"], 1, "holds no recipe.json"),
+        ([tmp_path, "--resume", "-o", tmp_path / "a"], 2, "leave out -o"),
+    ):
+        run = CliRunner().invoke(audiovq_cli.app, ["train", *map(str, words)])
+        assert run.exit_code == code, run.output
+        assert sentence in " ".join(run.output.replace("│", " ").split())
+
+
+def test_a_disk_that_fills_up_is_one_sentence(recipe, tmp_path, monkeypatch):
+    def full(self, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Run, "_write_metrics", full)
+    with pytest.raises(FileRefused, match=r"broke off: .*No space left .*--resume"):
+        train(recipe, tmp_path / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileRefused, match="is a file"):
+        train(recipe, tmp_path / "file")
+
+
+def test_a_corpus_that_cannot_be_read_is_one_sentence_from_a_worker_too(recipe, tmp_path):
+    ghost = MonoCut(
+        id="ghost", start=0, duration=7.0, channel=0, recording=Recording.from_file(EXAMPLES[0])
+    )
+    ghost.recording.sources[0].source = str(tmp_path / "absent.flac")
+    CutSet.from_cuts([ghost]).to_file(tmp_path / "a.jsonl.gz")
+    data = replace(recipe.data, train=(ManifestSettings(str(tmp_path / "a.jsonl.gz")),), workers=1)
+    with pytest.raises(FileRefused, match=r"^20 recordings in a row") as refusal:
+        train(replace(recipe, data=data), tmp_path / "run")
+    assert "\n" not in str(refusal.value)
 
 
 def test_unreadable_recordings_are_skipped_and_counted(recipe, manifest, tmp_path, caplog):
@@ -175,7 +367,7 @@ def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speec
     assert not torch.allclose(before.decode(codes), after.decode(codes), atol=1e-3)
     assert after.fingerprint == before.fingerprint
     with pytest.raises(FileRefused, match=r'train.learn = "decoder", and the recipe says "all"'):
-        train(recipe, tmp_path / "run", resume=True)
+        train(recipe, tmp_path / "run", resume=True, accept_changes=True)
     settings = replace(settings, initial_model=str(tiny_folder))
     with pytest.raises(FileRefused, match="an export would round"):
         train(replace(recipe, train=settings), tmp_path / "other")
@@ -190,6 +382,15 @@ def test_a_run_goes_on_from_a_model(recipe, tiny_folder, tmp_path):
         train(
             replace(recipe, train=settings, model=replace(TINY, kernel_size=5)), tmp_path / "wrong"
         )
+    # What the run began with may be gone when it goes on.
+    (tmp_path / "gone").mkdir()
+    AudioVQ.from_pretrained(tiny_folder).save_pretrained(tmp_path / "gone")
+    settings = replace(settings, initial_model=str(tmp_path / "gone"))
+    train(replace(recipe, train=settings), tmp_path / "run")
+    shutil.rmtree(tmp_path / "gone")
+    settings = replace(settings, steps=2)
+    train(replace(recipe, train=settings), tmp_path / "run", resume=True)
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-00000002.safetensors"
     early = weights(tmp_path / "run1")
     wanted = AudioVQ.from_pretrained(tiny_folder).grown(unit_blocks=1).state_dict()
     for name in ("encoder.units.layers.0.up.weight", "decoder.head.weight"):  # but for one step
@@ -205,12 +406,197 @@ def test_another_model_in_the_folder_is_refused(recipe, tmp_path):
 
 
 def test_export_before_the_quantizer_is_refused(recipe, tmp_path):
-    early = replace(recipe.train, steps=4, autoencoder_steps=4)
-    train(replace(recipe, train=early), tmp_path / "run")
+    train(replace(recipe, train=replace(recipe.train, autoencoder_steps=6)), tmp_path / "run")
+    newest_checkpoint(tmp_path / "run").unlink()  # that of step 5 stays
     with pytest.raises(FileRefused, match="before the quantizer"):
         export(tmp_path / "run", tmp_path / "model")
     with pytest.raises(FileRefused, match="no checkpoint"):
         export(tmp_path / "none", tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def finished(manifest, tmp_path_factory) -> Path:
+    """A run of a few steps whose codebooks have begun."""
+    settings = {"steps": 3, "autoencoder_steps": 1, "adversarial_from": 99}
+    return train(small(str(manifest), **settings), tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 7e4])
+def test_weights_that_a_model_cannot_hold_are_not_exported(finished, tmp_path, value):
+    tensors, values = load_checkpoint(newest_checkpoint(finished))
+    for name in ("ema.decoder.head.weight", "generator.model.quantizer.units.codebooks.0.total"):
+        if name.startswith("generator") and value == 7e4:
+            continue  # codebooks stay float32
+        bad = {**tensors, name: tensors[name].clone()}
+        bad[name].view(-1)[1] = value
+        save_checkpoint(tmp_path / "run" / "best.safetensors", bad, values)
+        short = name.removeprefix("ema.").removeprefix("generator.model.")
+        with pytest.raises(FileRefused, match=f"{short} that are not finite or beyond"):
+            export(tmp_path / "run", tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_that_lacks_weights_is_not_exported(finished, tmp_path):
+    tensors, values = load_checkpoint(newest_checkpoint(finished))
+    del tensors["ema.decoder.head.weight"]
+    save_checkpoint(tmp_path / "checkpoint-00000001.safetensors", tensors, values)
+    with pytest.raises(FileRefused, match=r"lacks ema\.decoder\.head\.weight"):
+        export(tmp_path, tmp_path / "model")
+    save_checkpoint(tmp_path / "best.safetensors", tensors, values | {"config": {"strides": 3}})
+    with pytest.raises(FileRefused, match="not possible"):
+        export(tmp_path, tmp_path / "model")
+
+
+def test_export_overwrites_only_when_told(finished, tmp_path):
+    command = ["export", str(finished), "--out", str(tmp_path / "model")]
+    run = CliRunner().invoke(audiovq_cli.app, [*command, "--json"])
+    facts = json.loads(run.stdout)
+    assert facts["files"] == ["config.json", "model.safetensors"]
+    assert facts["fingerprint"] == AudioVQ.from_pretrained(tmp_path / "model").fingerprint
+    (tmp_path / "model" / "model.safetensors").write_text("mine")
+    run = CliRunner().invoke(audiovq_cli.app, command)
+    assert run.exit_code == 1
+    assert "exists; add --force" in run.output
+    assert (tmp_path / "model" / "model.safetensors").read_text() == "mine"
+    with pytest.raises(FileRefused, match="exists; add --force"):
+        export(finished, tmp_path / "model")
+    run = CliRunner().invoke(audiovq_cli.app, [*command, "--force", "--quiet"])
+    assert (run.exit_code, run.output) == (0, "")
+    assert AudioVQ.from_pretrained(tmp_path / "model").fingerprint == facts["fingerprint"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_run_is_exported_as_graphs(finished, tmp_path, speech):
+    onnx = pytest.importorskip("audiovq.onnx")
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "graphs"
+    command = ["export", str(finished), "-o", str(out), "--onnx"]
+    run = CliRunner().invoke(audiovq_cli.app, command)
+    assert run.exit_code == 0, run.output
+    assert sorted(path.name for path in out.iterdir() if not path.name.endswith(".data")) == [
+        "config.json",
+        "decoder.onnx",
+        "encoder.onnx",
+    ]
+    codes = onnx.OnnxModel(out).encode(speech[0, 0].numpy())
+    wanted = run_model(finished).encode(speech).indices[0].numpy()
+    assert (codes == wanted).mean() > 0.99
+    assert CliRunner().invoke(audiovq_cli.app, command).exit_code == 1
+    run = CliRunner().invoke(audiovq_cli.app, command[:-1])
+    assert "holds encoder.onnx" in run.output
+
+
+# Each of the next tests fails for one mistake that leaves everything else as it is.
+
+
+def test_units_are_compared_with_the_teacher_and_labels_of_shift_frames_before():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(2, 9, 5, generator=generator)
+    labels = torch.randint(4, (2, 9), generator=generator)
+    for shift in (0, 1, 3):
+        # Heads that say at frame t what was right at t - shift, and nothing of use before.
+        heads = {
+            "teacher": torch.cat([torch.randn(2, shift, 5), teacher[:, : 9 - shift]], dim=1),
+            "labels": 99 * F.one_hot(labels.roll(shift, dims=1), 4).float(),
+        }
+        batch = {"teacher": teacher, "has_teacher": torch.tensor([True, True]), "labels": labels}
+        for other in (0, 1, 3):
+            losses = unit_losses(heads, batch, other)
+            small_enough = [float(loss) < 1e-4 for loss in losses.values()]
+            assert small_enough == [other == shift] * 2, (shift, other)
+
+
+def test_recordings_without_teacher_or_labels_do_not_count():
+    heads = {"teacher": torch.ones(2, 5, 3), "labels": torch.zeros(2, 5, 4)}
+    teacher = torch.stack([torch.ones(5, 3), -torch.ones(5, 3)])
+    labels = torch.stack([torch.zeros(5, dtype=torch.long), torch.full((5,), -1)])
+    batch = {"teacher": teacher, "has_teacher": torch.tensor([True, False]), "labels": labels}
+    losses = unit_losses(heads, batch, 2)
+    assert float(losses["teacher"]) == pytest.approx(0, abs=1e-6)
+    assert float(losses["labels"]) == pytest.approx(math.log(4))
+
+
+def test_the_learning_rate_rises_stays_and_falls(recipe, tmp_path):
+    settings = replace(recipe.train, steps=10, warmup_steps=4, decay_share=0.4, adversarial_from=99)
+    changed = replace(recipe, train=settings)
+    rates = []
+    run = Run(changed, tmp_path / "run", Fabric(accelerator="cpu", devices=1))
+    for _ in run.steps():
+        groups = (run.optimizer.param_groups[0], run.critic_optimizer.param_groups[0])
+        rates.append([group["lr"] for group in groups])
+    factors = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    wanted = (settings.learning_rate, settings.discriminator_learning_rate)
+    assert rates == [pytest.approx([rate * factor for rate in wanted]) for factor in factors]
+
+
+def test_items_train_with_fewer_levels(recipe, tmp_path, monkeypatch):
+    levels = torch.cat([dropout_levels(recipe, step, 0, 12) for step in range(500)])
+    shares = torch.bincount(levels, minlength=5)[1:] / len(levels)
+    assert shares.tolist() == pytest.approx([0.125, 0.125, 0.125, 0.625], abs=0.02)
+    full = replace(recipe, train=replace(recipe.train, quantizer_dropout=0.0))
+    assert (dropout_levels(full, 0, 0, 99) == 4).all()
+    assert not torch.equal(dropout_levels(recipe, 0, 0, 99), dropout_levels(recipe, 0, 1, 99))
+    seen, original = [], Generator.forward
+
+    def forward(self, wav, n_q, quantize):
+        seen.append(n_q)
+        return original(self, wav, n_q, quantize)
+
+    monkeypatch.setattr(Generator, "forward", forward)
+    train(replace(recipe, train=replace(recipe.train, adversarial_from=99)), tmp_path / "run")
+    assert torch.equal(
+        torch.stack(seen), torch.stack([dropout_levels(recipe, step, 0, 4) for step in range(10)])
+    )
+
+
+def test_validation_hears_the_averaged_weights(recipe, manifest, tmp_path):
+    data = replace(recipe.data, validation=str(manifest), validation_clips=1)
+    settings = replace(
+        recipe.train, learning_rate=0.01, warmup_steps=0, decay_share=0.0, adversarial_from=99
+    )
+    out = train(replace(recipe, data=data, train=settings), tmp_path / "run")
+    tensors, wav = weights(out), torch.from_numpy(load_audio(EXAMPLES[0], 16_000))[None, None]
+    mel = {}
+    for kind in ("ema.", "generator.model."):
+        model = AudioVQ(TINY).eval()
+        named = dict(model.named_parameters())
+        model.load_state_dict(
+            {
+                name: tensors[(kind if name in named else "generator.model.") + name]
+                for name in model.state_dict()
+            }
+        )
+        clip = wav[:, :, : 12 * 16_000]
+        mel[kind] = float(MelLoss(16_000)(model.decode(model.encode(clip)), clip).sum())
+    assert metrics(out)[-1]["validation_mel_n_q_4"] == pytest.approx(mel["ema."], rel=1e-4)
+    assert mel["generator.model."] != pytest.approx(mel["ema."], rel=1e-2)
+
+
+def test_discriminators_learn_once_their_stage_has_begun(recipe, tmp_path):
+    train(replace(recipe, train=replace(recipe.train, adversarial_from=5)), tmp_path / "run")
+    before = load_checkpoint(tmp_path / "run" / "checkpoint-00000005.safetensors")[0]
+    after = weights(tmp_path / "run")
+    names = [name for name in after if name.startswith("discriminator.")]
+    assert all(not torch.equal(before[name], after[name]) for name in names)
+
+
+def test_best_is_the_checkpoint_of_the_best_validation(recipe, manifest, tmp_path, monkeypatch):
+    noise = {4: 0.5, 6: 0.01, 8: 0.2, 10: 0.1}
+
+    def reconstruct(self, wav, n_q):
+        return wav + noise[self.step] * torch.randn(wav.shape)
+
+    monkeypatch.setattr(Run, "_reconstruct", reconstruct)
+    data = replace(recipe.data, validation=str(manifest), validation_clips=1)
+    settings = replace(recipe.train, validate_every=2, autoencoder_steps=3, adversarial_from=99)
+    noise[2] = 0.0  # before there are codebooks: perfect, and no model
+    out = train(replace(recipe, data=data, train=settings), tmp_path / "run")
+    assert load_checkpoint(out / "best.safetensors")[1]["step"] == 6
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The lines of a run's metrics."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def small(manifest: str, **changes: int | float) -> Recipe:
@@ -238,27 +624,42 @@ def small(manifest: str, **changes: int | float) -> Recipe:
 
 
 def test_two_ranks_agree_with_one(manifest, tmp_path):
-    """Two processes on halves of each batch end with the weights of one on whole batches."""
+    """Two processes on halves of each batch end with the weights of one on whole batches, and the
+    alarm names the recordings of the one that met a bad loss."""
     train(small(str(manifest)), tmp_path / "one")
     script = tmp_path / "two.py"
     script.write_text(
-        "import sys\n"
+        "import os, sys\n"
+        "from audiovq.losses import MelLoss\n"
         "from audiovq.train import train\n"
         "from test_train import small\n"
         "train(small(sys.argv[1], devices=2), sys.argv[2])\n"
+        "forward = MelLoss.forward\n"
+        "bad = float('nan') if os.environ['RANK'] == '1' else 1.0\n"
+        "MelLoss.forward = lambda *arguments: forward(*arguments) * bad\n"
+        "train(small(sys.argv[1], devices=2, steps=1, autoencoder_steps=0), sys.argv[2] + '-bad')\n"
     )
-    subprocess.run(
+    done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
             *(str(script), str(manifest), str(tmp_path / "two")),
         ],
         check=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
+    dataset = audiovq.train._dataset(small(str(manifest)))
+    names = ", ".join(dataset[index]["id"] for index in (2, 3))  # the second half of the batch
+    alarm = f"step 0 is skipped: mel, mel_short is not finite; its recordings are {names}."
+    assert alarm in done.stderr, done.stderr
     alone, together = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in alone.items():
         if name.startswith(("generator.model", "ema")):
             # Adam's first steps turn gradients near 0, and their rounding, into whole steps.
             close = torch.isclose(tensor.float(), together[name].float(), atol=1e-3)
-            assert close.float().mean() > 0.999, name
+            # On some CPUs rounding decides which of two centroids a vector of a k-means start is
+            # nearer to, and so what is left of it and its neighbours for the next level.
+            share = 0.85 if name.endswith("reservoir") else 0.999
+            assert close.float().mean() > share, name
