@@ -31,6 +31,16 @@ class AudioInfo:
     n_samples: int
 
 
+def audio_suffixes() -> tuple[str, ...]:
+    """Suffixes of the audio files that are looked for in folders, in lower case, with the dot.
+
+    They are those of the containers that libsndfile reads here; headerless samples are none.
+    """
+    names = {name.lower() for name in soundfile.available_formats()} - {"raw"}
+    names |= {"aif", "aifc", "oga", "opus", "snd", "sph"}  # other names of the same containers
+    return tuple(f".{name}" for name in sorted(names))
+
+
 class AudioReader:
     """An audio file as mono float32 blocks at `sample_rate`.
 

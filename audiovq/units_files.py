@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from audiovq.alignments import SILENCE, Interval, find
+from audiovq.audio import audio_suffixes
 from audiovq.codes import TOKEN_SUFFIXES, read_tokens
 from audiovq.files import FileRefused, atomic_output
 from audiovq.segment import expand, read_segments
 from audiovq.units import fill_silence
 
 SEGMENT_SUFFIX = ".tsv"
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a")
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ def find_audio(folder: str | Path, names: Iterable[str] | None = None) -> dict[s
     folder = Path(folder)
     if not folder.is_dir():
         raise FileRefused(f"{folder} is no folder; name a folder of recordings.")
+    suffixes = audio_suffixes()
     found = {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+        if path.suffix.lower() in suffixes and path.is_file()
     }
     if not found:
         raise FileRefused(f"{folder} holds no audio; give WAV, FLAC, OGG, Opus or MP3 files.")

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovq.audio import AudioReader, load_audio, save_audio
+from audiovq import evaluate, prepare
+from audiovq.audio import AudioReader, audio_suffixes, load_audio, save_audio
 from audiovq.files import FileRefused
+from audiovq.units_files import find_audio
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
@@ -84,3 +86,20 @@ def test_an_output_that_exists_stays_as_it_was(tmp_path):
 def test_a_name_without_a_known_container_is_refused(tmp_path):
     with pytest.raises(FileRefused, match=r"\.wav or \.flac"):
         save_audio(tmp_path / "a.mp3", np.zeros(10), 16_000)
+
+
+def test_every_folder_is_searched_for_the_same_suffixes(tmp_path, rng):
+    suffixes = audio_suffixes()
+    assert len(set(suffixes)) == len(suffixes) > 20
+    assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in suffixes)
+    assert {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".w64", ".caf"} <= set(suffixes)
+    assert not {".raw", ".npy", ".avq", ".txt", ".tsv", ".m4a"} & set(suffixes)
+    for suffix in suffixes:
+        soundfile.write(tmp_path / f"{suffix[1:]}{suffix}", np.zeros(20_000), 16_000, format="WAV")
+    (tmp_path / "notes.txt").write_text("none")
+    names = {suffix[1:] for suffix in suffixes}
+    assert set(find_audio(tmp_path)) == names
+    assert {path.stem for path in evaluate._list_audio(tmp_path)[1]} == names
+    cuts, unreadable = prepare.find_recordings(tmp_path)
+    assert {cut.id for cut in cuts} == names
+    assert not unreadable
