@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from audiovq.audio import audio_suffixes
+from audiovq.audio import audio_suffixes, check_rate, spelled
 from audiovq.files import FileRefused, atomic_output
 
 if TYPE_CHECKING:
@@ -156,8 +156,9 @@ def scan_file(path: str | Path) -> Scan:
     """Read a file from end to end, block by block. Raises `FileRefused` when that fails."""
     peak, clipped, silent, n_read = 0.0, 0, 0.0, 0
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(spelled(path)) as file:
             rate, channels, n_samples = file.samplerate, file.channels, file.frames
+            check_rate(rate, "it")
             window = max(1, rate // 50)
             while True:
                 block = file.read(
@@ -230,7 +231,7 @@ def find_recordings(
         elif speaker_from == "prefix":
             speaker = path.stem.replace("_", "-").split("-")[0]
         try:
-            info = soundfile.info(str(path))
+            info = soundfile.info(spelled(path))
         except (soundfile.LibsndfileError, OSError) as error:
             unreadable[str(path)] = f"libsndfile cannot open it: {_words(error)}"
             continue
