@@ -122,6 +122,20 @@ def sweep_temporaries(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises `FileRefused` when it is missing or not that."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FileRefused(f"{path} does not exist; check the name.") from error
+    except UnicodeError as error:
+        raise FileRefused(f"{path} is not UTF-8 text.") from error
+    except OSError as error:
+        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a null character
+        raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
+
+
 def read_standard_input() -> bytes:
     """All of standard input. Raises `FileRefused` when it is closed or cannot be read."""
     try:
