@@ -11,6 +11,7 @@ the exit code is then 1. The same seed tries the same inputs.
 """
 
 import argparse
+import functools
 import gzip
 import io
 import itertools
@@ -219,7 +220,8 @@ def _live_tokens(folder: Path) -> tuple[list[bytes], Any]:
     return seeds, read_tokens
 
 
-def _sounds() -> list[bytes]:
+@functools.cache
+def sounds() -> list[bytes]:
     """Speech-like noise in every container and coding that libsndfile writes here."""
     import soundfile
 
@@ -244,19 +246,19 @@ def _sounds() -> list[bytes]:
 def _audio(folder: Path) -> tuple[list[bytes], Any]:
     from audiovq.audio import load_audio
 
-    return _sounds(), lambda path: load_audio(path, 16_000)
+    return sounds(), lambda path: load_audio(path, 16_000)
 
 
 def _crops(folder: Path) -> tuple[list[bytes], Any]:
     from audiovq.data import read_crop
 
-    return _sounds(), lambda path: read_crop(path, 320, 16_000, 16_000)
+    return sounds(), lambda path: read_crop(path, 320, 16_000, 16_000)
 
 
 def _scans(folder: Path) -> tuple[list[bytes], Any]:
     from audiovq.prepare import scan_file
 
-    return _sounds(), scan_file
+    return sounds(), scan_file
 
 
 def _segments(folder: Path) -> tuple[list[bytes], Any]:
@@ -394,7 +396,7 @@ def _checkpoint(folder: Path) -> tuple[list[bytes], Any]:
 def _stream_encode(folder: Path) -> tuple[list[bytes], Any]:
     from audiovq.live import encode_live
 
-    model, seeds = _small_model(folder), [data for data in _sounds() if data[:4] == b"RIFF"]
+    model, seeds = _small_model(folder), [data for data in sounds() if data[:4] == b"RIFF"]
     return seeds, lambda path: encode_live(model, io.BytesIO(path.read_bytes()), io.BytesIO())
 
 
