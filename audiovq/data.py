@@ -16,13 +16,12 @@ import soxr
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from audiovq.audio import check_rate, spelled
 from audiovq.files import FileRefused
 
 MAX_TRIES = 20
 """Unreadable recordings in a row after which the corpus, not the recording, must be at fault."""
 NO_LABEL = -1
-SAMPLE_RATES = (1_000, 768_000)
-"""Rates in Hz that are read: beyond them a header is wrong, and a second would fill the memory."""
 LONGEST = 1e7
 """Seconds of a recording, some 16 weeks: more is a mistake in the manifest."""
 
@@ -109,8 +108,8 @@ def read_crop(path: str | Path, start: int, n_samples: int, sample_rate: int) ->
     Raises `FileRefused`.
     """
     try:
-        with soundfile.SoundFile(path) as file:
-            check_sample_rate(path, file.samplerate)
+        with soundfile.SoundFile(spelled(path)) as file:
+            check_rate(file.samplerate, str(path))
             if file.samplerate == sample_rate:
                 part = _read(file, start, n_samples)
             else:
@@ -127,13 +126,6 @@ def read_crop(path: str | Path, start: int, n_samples: int, sample_rate: int) ->
         raise FileRefused(f"{path} holds samples that are not finite.")
     part = part[:n_samples]
     return np.pad(part, (0, n_samples - len(part)))
-
-
-def check_sample_rate(path: str | Path, sample_rate: int) -> None:
-    """Raise `FileRefused` for a rate outside `SAMPLE_RATES`."""
-    low, high = SAMPLE_RATES
-    if not low <= sample_rate <= high:
-        raise FileRefused(f"{path} has a sample rate of {sample_rate} Hz, not {low} to {high} Hz.")
 
 
 def _read(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:

@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from audiovq.data import check_sample_rate
+from audiovq.audio import audio_suffixes, check_rate, spelled
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
-"""Names of files that `find_recordings` takes for audio."""
 SHORTEST = 0.3
 """Recordings of fewer seconds are left out."""
 CLIPPED = 0.999
@@ -163,9 +161,9 @@ def scan_file(path: str | Path) -> Scan:
     """Read a file from end to end, block by block. Raises `FileRefused` when that fails."""
     peak, clipped, silent, n_read = 0.0, 0, 0.0, 0
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(spelled(path)) as file:
             rate, channels, n_samples = file.samplerate, file.channels, file.frames
-            check_sample_rate(path, rate)
+            check_rate(rate, "it")
             window = max(1, rate // 50)
             n_windows = max(1, min(_BLOCK_SECONDS * 50, _BLOCK_SAMPLES // (window * channels)))
             while True:
@@ -217,13 +215,14 @@ def find_recordings(
         raise FileRefused(f"{folder} is not a folder; name a folder of audio files.")
     if speaker_from not in (None, "parent", "prefix"):
         raise ValueError(f'speaker_from must be "parent" or "prefix", not "{speaker_from}".')
+    suffixes = audio_suffixes()
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
     if not paths:
-        raise FileRefused(f"{folder} holds no audio files ({', '.join(SUFFIXES)}).")
+        raise FileRefused(f"{folder} holds no audio files (WAV, FLAC, OGG, ...).")
     cuts, unreadable, taken = [], {}, set()
     for path in paths:
         name = path.relative_to(folder)
@@ -240,8 +239,8 @@ def find_recordings(
             unreadable[_as_text(path)] = "its name is not UTF-8; rename it"
             continue
         try:
-            info = soundfile.info(str(path))
-            check_sample_rate(path, info.samplerate)
+            info = soundfile.info(spelled(path))
+            check_rate(info.samplerate, str(path))
         except FileRefused as error:
             unreadable[str(path)] = str(error)
             continue

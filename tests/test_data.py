@@ -259,7 +259,7 @@ def test_rates_that_no_recording_has_are_refused(tmp_path):
     for rate in (1, 999, 768_001, 201_000_000):
         content[24:28] = rate.to_bytes(4, "little")
         (tmp_path / "a.wav").write_bytes(content)
-        with pytest.raises(FileRefused, match=f"rate of {rate} Hz, not 1000 to 768000"):
+        with pytest.raises(FileRefused, match=f"rate of {rate} Hz; rates of 1000 to 768000"):
             read_crop(tmp_path / "a.wav", 0, 320, 16_000)
 
 
