@@ -11,6 +11,10 @@ class FileRefused(ValueError):  # noqa: N818 - it names what happened to the fil
     """A file cannot be used. The message is one sentence: what was given and how to mend it."""
 
 
+class OutputExists(FileRefused):
+    """An output exists and may not be overwritten."""
+
+
 @contextmanager
 def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
@@ -18,8 +22,8 @@ def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     The block writes to the temporary path; if it raises, the temporary file is removed and `path`
     is as it was. Missing parent folders are made.
 
-    Raises `FileRefused` when `path` exists and `overwrite` is false, and when the folder cannot be
-    written to or the disk is full.
+    Raises `OutputExists` when `path` exists and `overwrite` is false, and `FileRefused` when the
+    folder cannot be written to or the disk is full.
     """
     path = Path(path)
     refuse_existing(path, overwrite=overwrite)
@@ -44,9 +48,10 @@ def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
-    """Raise `FileRefused` when `path` exists and may not be overwritten, or is a folder."""
+    """Raise `OutputExists` when `path` exists and may not be overwritten, and `FileRefused` when it
+    is a folder."""
     path = Path(path)
     if path.is_dir():
         raise FileRefused(f"{path} is a folder; name a file to write.")
     if path.exists() and not overwrite:
-        raise FileRefused(f"{path} exists; add --force to overwrite it or name another output.")
+        raise OutputExists(f"{path} exists; add --force to overwrite it or name another output.")

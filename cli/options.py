@@ -35,6 +35,10 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exi
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object a line on standard output.")
+]
 
 
 def load_model(name: str, device: Device = Device.CPU) -> "AudioVQ":
