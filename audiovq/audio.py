@@ -4,6 +4,7 @@ Reading and resampling go block by block, so that an hour costs no more memory t
 """
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,16 @@ class AudioInfo:
     sample_rate: int
     channels: int
     n_samples: int
+
+
+def audio_suffixes() -> tuple[str, ...]:
+    """Suffixes of the audio files that are looked for in folders, in lower case, with the dot.
+
+    They are those of the containers that libsndfile reads here; headerless samples are none.
+    """
+    names = {name.lower() for name in soundfile.available_formats()} - {"raw"}
+    names |= {"aif", "aifc", "oga", "opus", "snd", "sph"}  # other names of the same containers
+    return tuple(f".{name}" for name in sorted(names))
 
 
 class AudioReader:
@@ -117,7 +128,7 @@ def audio_writer(
     with atomic_output(path, overwrite=overwrite) as temporary:
         try:
             with soundfile.SoundFile(
-                temporary, "w", sample_rate, 1, "PCM_16", format=suffix[1:].upper()
+                _name(temporary), "w", sample_rate, 1, "PCM_16", format=suffix[1:].upper()
             ) as file:
                 yield file
         except soundfile.LibsndfileError as error:
@@ -146,9 +157,16 @@ def _open(path: str | Path) -> soundfile.SoundFile:
             raise FileRefused(f"{path} is a folder; name an audio file.")
         if source.stat().st_size == 0:
             raise FileRefused(f"{path} is an empty file; give an audio file.")
+        if not os.access(source, os.R_OK):
+            raise FileRefused(f"{path} may not be read; change its permissions.")
     try:
-        return soundfile.SoundFile(source)
+        return soundfile.SoundFile(source if isinstance(source, io.BytesIO) else _name(source))
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise FileRefused(
             f"{path} is not audio that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...)."
         ) from error
+
+
+def _name(path: Path) -> str | bytes:
+    # soundfile encodes a str strictly, and a name on disk may be in any encoding.
+    return os.fsencode(path) if os.name == "posix" else str(path)

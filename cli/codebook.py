@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import Force, Recursive, plan
+from .failures import printable
+from .options import Force, Recursive
+from .plan import check_picture, find_sources, refuse_sources
 
 
 def codebook(
@@ -31,17 +33,26 @@ def codebook(
 
     Example: audiovq codebook tokens/ --plot usage.png
     """
+    from audiovq.files import FileRefused, refuse_existing
     from audiovq.health import codebook_health, count_codes
 
-    pairs = plan(
-        sources, None, (".npy", ".avq"), lambda path: path.name, recursive=recursive, what="tokens"
-    )
-    counts = count_codes([source for source, _ in pairs], size)
+    found = find_sources(sources, (".npy", ".avq"), recursive=recursive, what="tokens")
+    if found.refused:
+        raise FileRefused(" ".join(why for _, why in found.refused))
+    for note in found.notes:
+        typer.echo(printable(note), err=True)
+    files = [source for source, _ in found.pairs]
+    if picture is not None:
+        check_picture(picture)
+        refuse_sources(files, [str(picture)])
+        refuse_existing(picture, overwrite=force)
+    counts = count_codes(files, size)
     healths = [codebook_health(level) for level in counts]
     if picture is not None:
         from audiovq.pictures import draw_usage
 
         draw_usage(counts, picture, overwrite=force)
+        typer.echo(f"wrote {picture}", err=as_json)
     if as_json:
         levels = [
             {
@@ -56,9 +67,9 @@ def codebook(
             }
             for level, health in enumerate(healths)
         ]
-        typer.echo(json.dumps({"files": len(pairs), "levels": levels}))
+        typer.echo(json.dumps({"files": len(files), "levels": levels}))
         return
-    table = Table(title=f"{len(pairs)} files, {healths[0].n_frames} frames")
+    table = Table(title=f"{len(files)} files, {healths[0].n_frames} frames")
     for column in ("level", "active", "share", "perplexity", "entropy, bits", "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right")
     for level, health in enumerate(healths):
@@ -71,5 +82,3 @@ def codebook(
             health.verdict,
         )
     Console().print(table)
-    if picture is not None:
-        typer.echo(f"wrote {picture}")

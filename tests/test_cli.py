@@ -68,7 +68,7 @@ def test_a_bad_file_in_a_folder_does_not_stop_the_others(run, folder, tmp_path):
     (folder / "bad.wav").write_text("text")
     result = run("encode", folder, "-o", tmp_path / "tokens", code=1)
     assert "bad.wav is not audio" in result.stderr
-    assert "1 of 2 files were refused" in result.stderr
+    assert "1 of 2 files written, 1 refused" in result.stderr
     assert (tmp_path / "tokens" / "one.npy").exists()
 
 
@@ -92,7 +92,7 @@ def test_standard_input_and_output(run, tmp_path, tiny_folder):
 
 def test_an_output_that_exists_needs_force(run, tmp_path):
     (tmp_path / "a.npy").write_text("mine")
-    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", code=1)
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", code=3)
     assert "exists; add --force" in result.stderr
     assert (tmp_path / "a.npy").read_text() == "mine"
     run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", "--force")
