@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.table import Table
 from .failures import printable
 from .options import Force, Recursive
 from .plan import check_picture, find_sources, refuse_sources
+
+if TYPE_CHECKING:
+    from audiovq.health import CodebookHealth
 
 
 def codebook(
@@ -54,22 +57,27 @@ def codebook(
         draw_usage(counts, picture, overwrite=force)
         typer.echo(f"wrote {picture}", err=as_json)
     if as_json:
-        levels = [
-            {
-                "level": level,
-                "frames": health.n_frames,
-                "size": health.size,
-                "active": health.active,
-                "active_share": health.active_share,
-                "perplexity": health.perplexity,
-                "entropy_bits": health.entropy,
-                "verdict": health.verdict,
-            }
-            for level, health in enumerate(healths)
-        ]
+        levels = [_facts(level, health) for level, health in enumerate(healths)]
         typer.echo(json.dumps({"files": len(files), "levels": levels}))
-        return
-    table = Table(title=f"{len(files)} files, {healths[0].n_frames} frames")
+    else:
+        _print_table(healths, len(files))
+
+
+def _facts(level: int, health: "CodebookHealth") -> dict[str, Any]:
+    return {
+        "level": level,
+        "frames": health.n_frames,
+        "size": health.size,
+        "active": health.active,
+        "active_share": health.active_share,
+        "perplexity": health.perplexity,
+        "entropy_bits": health.entropy,
+        "verdict": health.verdict,
+    }
+
+
+def _print_table(healths: "list[CodebookHealth]", n_files: int) -> None:
+    table = Table(title=f"{n_files} files, {healths[0].n_frames} frames")
     for column in ("level", "active", "share", "perplexity", "entropy, bits", "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right")
     for level, health in enumerate(healths):

@@ -91,34 +91,40 @@ def encode(
 
         if segment:
             done = segment_file(codec, source, target, price=price, overwrite=force)
-            n_segments = done.shape[1]
-            facts: dict[str, Any] = {"segments": n_segments}
-            what = f"{n_segments} segments, {n_segments / done.seconds:.1f} a second"
-        else:
-            done = encode_file(
-                codec,
-                source,
-                target,
-                n_q=n_q,
-                token_format=suffix[1:],
-                overwrite=force,
-                progress=on_progress,
-            )
-            levels, frames = done.shape
-            bitrate = codec.config.bitrate(levels)
-            facts = {"n_q": levels, "frames": frames, "bitrate": bitrate}
-            what = f"{levels} x {frames} tokens, {bitrate / 1000:g} kbit/s"
-        line = f"{source} -> {target}: {what}, {done.seconds:.2f} s, {done.n_bytes} bytes"
-        facts |= {"seconds": done.seconds, "bytes": done.n_bytes}
-        return Done(line, facts, done.seconds, _notes(source, done))
+            return _of_segments(source, target, done)
+        done = encode_file(
+            codec,
+            source,
+            target,
+            n_q=n_q,
+            token_format=suffix[1:],
+            overwrite=force,
+            progress=on_progress,
+        )
+        return _of_tokens(source, target, done, codec.config.bitrate(done.shape[0]))
 
     work(todo, convert, quiet=quiet, as_json=as_json)
 
 
-def _notes(source: str, done: "Transcoded") -> list[str]:
-    if done.source is None or done.source.channels == 1:
-        return []
-    return [f"{source}: {done.source.channels} channels mixed down to one."]
+def _of_segments(source: str, target: str, done: "Transcoded") -> Done:
+    n_segments = done.shape[1]
+    what = f"{n_segments} segments, {n_segments / done.seconds:.1f} a second"
+    return _done(source, target, done, what, {"segments": n_segments})
+
+
+def _of_tokens(source: str, target: str, done: "Transcoded", bitrate: float) -> Done:
+    levels, frames = done.shape
+    what = f"{levels} x {frames} tokens, {bitrate / 1000:g} kbit/s"
+    return _done(source, target, done, what, {"n_q": levels, "frames": frames, "bitrate": bitrate})
+
+
+def _done(source: str, target: str, done: "Transcoded", what: str, facts: dict[str, Any]) -> Done:
+    line = f"{source} -> {target}: {what}, {done.seconds:.2f} s, {done.n_bytes} bytes"
+    facts |= {"seconds": done.seconds, "bytes": done.n_bytes}
+    notes = []
+    if done.source is not None and done.source.channels > 1:
+        notes.append(f"{source}: {done.source.channels} channels mixed down to one.")
+    return Done(line, facts, done.seconds, notes)
 
 
 def _refuse_unused(
