@@ -40,7 +40,7 @@ def require_fastabx() -> None:
         raise FileRefused(
             "ABX needs fastabx, which needs Python 3.12 or newer (this is "
             f"{sys.version_info.major}.{sys.version_info.minor}); there, pip install "
-            "'audiovq[units]'."
+            "'.[units]'."
         ) from error
 
 

@@ -189,9 +189,7 @@ def _textgrid(path: Path, tier: str | None) -> list[Interval]:
     try:
         from praatio import textgrid  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
-        raise FileRefused(
-            f"{path} needs the package praatio; pip install 'audiovq[units]'."
-        ) from error
+        raise FileRefused(f"{path} needs the package praatio; pip install '.[units]'.") from error
     if not path.is_file():
         raise FileRefused(f"{path} does not exist; check the name.")
     try:

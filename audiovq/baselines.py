@@ -64,7 +64,7 @@ def kmeans_units(
     try:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
-        raise FileRefused("k-means needs scikit-learn; pip install 'audiovq[units]'.") from error
+        raise FileRefused("k-means needs scikit-learn; pip install '.[units]'.") from error
     joined = np.concatenate(list(features))
     fitted = joined if fit is None else np.concatenate(list(fit))
     if len(fitted) < n_units:

@@ -359,4 +359,4 @@ def _package(name: str, extra: str) -> ModuleType:
 
 
 def _how_to_install(packages: str, extra: str, what: str) -> str:
-    return f"{what} needs {packages}: pip install 'audiovq[{extra}]'."
+    return f"{what} needs {packages}: pip install '.[{extra}]'."

@@ -21,7 +21,7 @@ def new_figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise FileRefused("Pictures need matplotlib; pip install 'audiovq[plot]'.") from error
+        raise FileRefused("Pictures need matplotlib; pip install '.[plot]'.") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

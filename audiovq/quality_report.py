@@ -27,7 +27,7 @@ def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bo
         from matplotlib.figure import Figure
         from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
     except ImportError as error:
-        raise FileRefused("Pictures need matplotlib: pip install 'audiovq[plot]'.") from error
+        raise FileRefused("Pictures need matplotlib: pip install '.[plot]'.") from error
     summaries = evaluation.summary()
     families = list(dict.fromkeys(s.family for s in summaries if s.system != ORIGINAL))
     colors = dict(zip(families, _COLORS * len(families), strict=False))
@@ -235,7 +235,7 @@ def _draw_spectrogram(audio: Path, picture: Path) -> None:
         import matplotlib
         from PIL import Image
     except ImportError as error:
-        raise FileRefused("Pictures need matplotlib: pip install 'audiovq[plot]'.") from error
+        raise FileRefused("Pictures need matplotlib: pip install '.[plot]'.") from error
     wav = load_audio(audio, SAMPLE_RATE)
     hop = max(64, len(wav) // 600)
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(wav, 256), 512)[::hop]

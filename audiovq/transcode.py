@@ -1,6 +1,7 @@
 """Files to files: audio to tokens and back, block by block, in bounded memory."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,21 +40,28 @@ def encode_file(
     n_q: int | None = None,
     token_format: str = "npy",
     overwrite: bool = False,
+    progress: Callable[[float, float | None], None] | None = None,
 ) -> Transcoded:
     """Encode an audio file to a token file; "-" is standard input or output.
 
-    token_format: "npy" or "avq". Raises `FileRefused` for either file and `ValueError` for n_q.
+    token_format: "npy" or "avq". progress: called every few seconds of audio with the seconds that
+    are done, and with those in all, None where the file does not know them. Raises `FileRefused`
+    for either file and `ValueError` for n_q.
     """
     n_q = model.check_n_q(n_q)
     if str(target) != STDIO:
         refuse_existing(target, overwrite=overwrite)  # before the work, not after it
     reader = AudioReader(source, model.config.sample_rate)
     stream = model.stream(n_q)
+    rate = model.config.sample_rate
+    total = reader.source.n_samples / reader.source.sample_rate or None
     n_samples, parts = 0, []
     for block in reader:
         n_samples += len(block)
         wav = torch.from_numpy(block)[None, None].to(model.device)
         parts.append(_as_numpy(stream.encode_blocks(wav)))
+        if progress is not None:
+            progress(n_samples / rate, total)
     parts.append(_as_numpy(stream.flush_encode()))
     indices = np.concatenate(parts, axis=1)
     if token_format == "avq":
@@ -67,8 +75,7 @@ def encode_file(
         with atomic_output(target, overwrite=overwrite) as temporary:
             temporary.write_bytes(data)
     levels, frames = indices.shape
-    seconds = n_samples / model.config.sample_rate
-    return Transcoded(reader.source, (levels, frames), seconds, len(data))
+    return Transcoded(reader.source, (levels, frames), n_samples / rate, len(data))
 
 
 def segment_file(

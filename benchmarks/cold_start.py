@@ -3,7 +3,7 @@
     python benchmarks/cold_start.py
 
 Prints the fastest of several runs in seconds: the interpreter alone, with `import torch`, with
-`import audiovq`, and the whole of `audiovq encode`.
+`from audiovq import AudioVQ`, and the whole of `audiovq encode`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
         commands = {
             "python": ["-c", "pass"],
             "import torch": ["-c", "import torch"],
-            "import audiovq": ["-c", "import audiovq"],
+            "from audiovq import AudioVQ": ["-c", "from audiovq import AudioVQ"],
             "audiovq encode, 10 s of speech": [*encode, "--model", arguments.model],
         }
         best = dict.fromkeys(commands, float("inf"))

@@ -1,7 +1,9 @@
 """The typer app: its verbs, and how errors reach people."""
 
 import importlib.metadata
+import io
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from .decode import decode
 from .encode import encode
 from .evaluate import evaluate
 from .export import export
+from .failures import EXIT_CODES, INTERRUPTED, exit_code, sentence, settle_stdout
 from .info import info
 from .prepare import prepare
 from .spectrogram import spectrogram
@@ -41,41 +44,45 @@ EXTRAS = {
 
 
 class SentenceGroup(TyperGroup):
-    """Commands whose errors are one sentence on standard error: 1 for a refused file, 2 for bad
-    arguments."""
+    """Commands whose errors are one sentence on standard error; see `EXIT_CODES`."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except Exception as error:
+            typer.echo(f"audiovq: {_said(error)}", err=True)
+            sys.exit(exit_code(error))
+        finally:
+            settle_stdout()
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except FileRefused as error:
-            self._end(error, 1)
-        except ValueError as error:
-            self._end(error, 2)
-        except FloatingPointError as error:
-            self._end(error, 1)
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
-                raise
-            self._end(
-                f"{error.name} is not installed; pip install 'audiovq[{extra}]' brings it.", 1
-            )
+        except BrokenPipeError as error:  # typer would end without a word
+            raise FileRefused("the program that reads the output has ended.") from error
+        except KeyboardInterrupt:
+            typer.echo("audiovq: interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
-    @staticmethod
-    def _end(error: Exception | str, code: int) -> None:
-        typer.echo(f"audiovq: {error}", err=True)
-        raise typer.Exit(code)
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is not None:
+            return f"{error.name} is not installed; pip install '.[{extra}]' in the checkout."
+    return sentence(error)
 
 
 app = typer.Typer(
     cls=SentenceGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Speech to short sequences of discrete tokens, and tokens to speech.",
+    epilog=EXIT_CODES,
 )
 for command in (encode, decode, info, codebook, spectrogram, evaluate, prepare, train, export):
-    app.command()(command)
+    app.command(epilog=EXIT_CODES)(command)
 app.add_typer(stream, name="stream")
 app.add_typer(units, name="units")
 
@@ -96,6 +103,18 @@ def main(
 
     Example: audiovq encode speech.wav && audiovq decode speech.npy
     """
+    _open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be in no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     # What the library logs is what its user wants to read: progress, and alarms in words.
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("audiovq").setLevel(logging.INFO)
+
+
+def _open_closed_streams() -> None:
+    # A shell's <&- and >&- leave None, and the numbers 0 and 1 to the next files that are opened.
+    # An empty input and an output that takes nothing fail as those of other programs do.
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")

@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .options import Force, Recursive, plan
+from .failures import printable
+from .options import Force, Recursive
+from .plan import check_picture, find_sources, refuse_sources
+
+if TYPE_CHECKING:
+    from audiovq.health import CodebookHealth
 
 
 def codebook(
@@ -31,34 +36,48 @@ def codebook(
 
     Example: audiovq codebook tokens/ --plot usage.png
     """
+    from audiovq.files import FileRefused, refuse_existing
     from audiovq.health import codebook_health, count_codes
 
-    pairs = plan(
-        sources, None, (".npy", ".avq"), lambda path: path.name, recursive=recursive, what="tokens"
-    )
-    counts = count_codes([source for source, _ in pairs], size)
+    found = find_sources(sources, (".npy", ".avq"), recursive=recursive, what="tokens")
+    if found.refused:
+        raise FileRefused(" ".join(why for _, why in found.refused))
+    for note in found.notes:
+        typer.echo(printable(note), err=True)
+    files = [source for source, _ in found.pairs]
+    if picture is not None:
+        check_picture(picture)
+        refuse_sources(files, [str(picture)])
+        refuse_existing(picture, overwrite=force)
+    counts = count_codes(files, size)
     healths = [codebook_health(level) for level in counts]
     if picture is not None:
         from audiovq.pictures import draw_usage
 
         draw_usage(counts, picture, overwrite=force)
+        typer.echo(f"wrote {picture}", err=as_json)
     if as_json:
-        levels = [
-            {
-                "level": level,
-                "frames": health.n_frames,
-                "size": health.size,
-                "active": health.active,
-                "active_share": health.active_share,
-                "perplexity": health.perplexity,
-                "entropy_bits": health.entropy,
-                "verdict": health.verdict,
-            }
-            for level, health in enumerate(healths)
-        ]
-        typer.echo(json.dumps({"files": len(pairs), "levels": levels}))
-        return
-    table = Table(title=f"{len(pairs)} files, {healths[0].n_frames} frames")
+        levels = [_facts(level, health) for level, health in enumerate(healths)]
+        typer.echo(json.dumps({"files": len(files), "levels": levels}))
+    else:
+        _print_table(healths, len(files))
+
+
+def _facts(level: int, health: "CodebookHealth") -> dict[str, Any]:
+    return {
+        "level": level,
+        "frames": health.n_frames,
+        "size": health.size,
+        "active": health.active,
+        "active_share": health.active_share,
+        "perplexity": health.perplexity,
+        "entropy_bits": health.entropy,
+        "verdict": health.verdict,
+    }
+
+
+def _print_table(healths: "list[CodebookHealth]", n_files: int) -> None:
+    table = Table(title=f"{n_files} files, {healths[0].n_frames} frames")
     for column in ("level", "active", "share", "perplexity", "entropy, bits", "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right")
     for level, health in enumerate(healths):
@@ -71,5 +90,3 @@ def codebook(
             health.verdict,
         )
     Console().print(table)
-    if picture is not None:
-        typer.echo(f"wrote {picture}")

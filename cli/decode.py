@@ -4,18 +4,9 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    STDIO,
-    Device,
-    DeviceOption,
-    Force,
-    Model,
-    Recursive,
-    each,
-    finish,
-    load_model,
-    plan,
-)
+from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
+from .plan import plan
+from .work import Done, OnProgress, work
 
 
 def decode(
@@ -28,13 +19,16 @@ def decode(
         typer.Option(
             "-o",
             "--out",
-            help="File (.wav, .flac) or folder to write; NAME.decoded.wav if not given.",
+            help="File (.wav, .flac) or folder to write; NAME.decoded.wav beside the tokens if not "
+            "given. A name without a suffix is a folder, as is one that ends in /.",
         ),
     ] = None,
     model: Model = "default",
     device: DeviceOption = Device.AUTO,
     force: Force = False,
     recursive: Recursive = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Turn tokens back into audio.
 
@@ -43,24 +37,26 @@ def decode(
 
     Example: audiovq decode speech.npy -o speech.decoded.wav
     """
-    pairs = plan(
+    todo = plan(
         sources,
         out,
         (".npy", ".avq"),
         lambda path: f"{path.stem}.wav" if out else f"{path.stem}.decoded.wav",
+        (".wav", ".flac"),
         recursive=recursive,
         what="token files (.npy, .avq)",
     )
     codec = load_model(model, device)
 
-    def convert(source: str, target: str) -> float:
+    def convert(source: str, target: str, on_progress: OnProgress) -> Done:
         from audiovq.transcode import decode_file
 
         done = decode_file(codec, source, target, overwrite=force)
-        typer.echo(
-            f"{source} -> {target}: {done.seconds:.2f} s at {codec.config.sample_rate} Hz",
-            err=target == STDIO,
-        )
-        return done.seconds
+        levels, frames = done.shape
+        rate = codec.config.sample_rate
+        line = f"{source} -> {target}: {done.seconds:.2f} s at {rate} Hz"
+        facts = {"n_q": levels, "frames": frames, "bitrate": codec.config.bitrate(levels)}
+        facts |= {"seconds": done.seconds, "bytes": done.n_bytes}
+        return Done(line, facts, done.seconds)
 
-    finish(each(pairs, convert), len(pairs))
+    work(todo, convert, quiet=quiet, as_json=as_json)

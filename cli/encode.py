@@ -2,22 +2,16 @@
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import (
-    STDIO,
-    Device,
-    DeviceOption,
-    Force,
-    Model,
-    Recursive,
-    each,
-    finish,
-    load_model,
-    plan,
-)
+from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
+from .plan import STDIO, names_folder, plan
+from .work import Done, OnProgress, work
+
+if TYPE_CHECKING:
+    from audiovq.transcode import Transcoded
 
 
 class TokenFormat(enum.StrEnum):
@@ -34,7 +28,10 @@ def encode(
     out: Annotated[
         str | None,
         typer.Option(
-            "-o", "--out", help="File or folder to write; beside the source if not given."
+            "-o",
+            "--out",
+            help="File (.npy, .avq; .tsv of segments) or folder to write; beside the source if "
+            "not given. A name without a suffix is a folder, as is one that ends in /.",
         ),
     ] = None,
     n_q: Annotated[
@@ -59,6 +56,8 @@ def encode(
         float | None,
         typer.Option(help="Of a segment: higher is fewer and longer ones. The model's if unset."),
     ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Turn audio into tokens.
 
@@ -68,47 +67,83 @@ def encode(
     """
     from audiovq.audio import audio_suffixes
 
-    suffix = ".tsv" if segment else _suffix(out, token_format)
-    pairs = plan(
+    _refuse_unused(segment, n_q=n_q, token_format=token_format, price=price)
+    formats = (".tsv",) if segment else (".npy", ".avq")
+    suffix = _suffix(out, formats, token_format)
+    todo = plan(
         sources,
         out,
         audio_suffixes(),
         lambda path: path.stem + suffix,
+        formats,
         recursive=recursive,
         what="audio files",
     )
-    if segment and any(target == STDIO for _, target in pairs):
+    if segment and any(target == STDIO for _, target in todo.pairs):
         raise typer.BadParameter("segments go to a file; name one with -o.")
     codec = load_model(model, device)
     codec.check_n_q(n_q)
+    if segment and price is None and "segment_price" not in codec.card:
+        raise typer.BadParameter(f"the card of {codec.name} has no segment_price; give --price.")
 
-    def convert(source: str, target: str) -> float:
+    def convert(source: str, target: str, on_progress: OnProgress) -> Done:
         from audiovq.transcode import encode_file, segment_file
 
         if segment:
             done = segment_file(codec, source, target, price=price, overwrite=force)
-            what = f"{done.shape[1]} segments, {done.shape[1] / done.seconds:.1f} a second"
-        else:
-            done = encode_file(
-                codec, source, target, n_q=n_q, token_format=suffix[1:], overwrite=force
-            )
-            levels, frames = done.shape
-            what = f"{levels} x {frames} tokens, {codec.config.bitrate(levels) / 1000:g} kbit/s"
-        if done.source is not None and done.source.channels > 1:
-            typer.echo(f"{source}: {done.source.channels} channels mixed down to one.", err=True)
-        typer.echo(
-            f"{source} -> {target}: {what}, {done.seconds:.2f} s, {done.n_bytes} bytes",
-            err=target == STDIO,
+            return _of_segments(source, target, done)
+        done = encode_file(
+            codec,
+            source,
+            target,
+            n_q=n_q,
+            token_format=suffix[1:],
+            overwrite=force,
+            progress=on_progress,
         )
-        return done.seconds
+        return _of_tokens(source, target, done, codec.config.bitrate(done.shape[0]))
 
-    finish(each(pairs, convert), len(pairs))
+    work(todo, convert, quiet=quiet, as_json=as_json)
 
 
-def _suffix(out: str | None, token_format: TokenFormat | None) -> str:
-    named = Path(out).suffix if out and out != STDIO and not Path(out).is_dir() else ""
-    if named in (".npy", ".avq"):
+def _of_segments(source: str, target: str, done: "Transcoded") -> Done:
+    n_segments = done.shape[1]
+    what = f"{n_segments} segments, {n_segments / done.seconds:.1f} a second"
+    return _done(source, target, done, what, {"segments": n_segments})
+
+
+def _of_tokens(source: str, target: str, done: "Transcoded", bitrate: float) -> Done:
+    levels, frames = done.shape
+    what = f"{levels} x {frames} tokens, {bitrate / 1000:g} kbit/s"
+    return _done(source, target, done, what, {"n_q": levels, "frames": frames, "bitrate": bitrate})
+
+
+def _done(source: str, target: str, done: "Transcoded", what: str, facts: dict[str, Any]) -> Done:
+    line = f"{source} -> {target}: {what}, {done.seconds:.2f} s, {done.n_bytes} bytes"
+    facts |= {"seconds": done.seconds, "bytes": done.n_bytes}
+    notes = []
+    if done.source is not None and done.source.channels > 1:
+        notes.append(f"{source}: {done.source.channels} channels mixed down to one.")
+    return Done(line, facts, done.seconds, notes)
+
+
+def _refuse_unused(
+    segment: bool, *, n_q: int | None, token_format: TokenFormat | None, price: float | None
+) -> None:
+    """Refuse options that would be ignored."""
+    if not segment and price is not None:
+        raise typer.BadParameter("--price is for --segment; add --segment or leave it out.")
+    if segment and n_q is not None:
+        raise typer.BadParameter("--segment writes units, which are one level; leave out --n-q.")
+    if segment and token_format is not None:
+        raise typer.BadParameter("--segment writes a table (.tsv); leave out --format.")
+
+
+def _suffix(out: str | None, formats: tuple[str, ...], token_format: TokenFormat | None) -> str:
+    """The suffix of what is written: that of the output's name, or else the format's."""
+    if out is not None and out != STDIO and not names_folder(out, formats):
+        named = Path(out).suffix.lower()
         if token_format is not None and named != f".{token_format}":
             raise typer.BadParameter(f"--format {token_format} contradicts the name {out}.")
         return named
-    return f".{token_format or TokenFormat.NPY}"
+    return f".{token_format}" if token_format else formats[0]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import Force
+from .plan import check_picture, refuse_sources
 
 
 def spectrogram(
@@ -27,10 +28,14 @@ def spectrogram(
     """
     if len(recordings) > 2:
         raise typer.BadParameter("give one or two recordings.")
+    check_picture(out)
+    refuse_sources([*recordings, *([str(tokens)] if tokens else [])], [str(out)])
     from audiovq import read_tokens
     from audiovq.audio import load_audio
+    from audiovq.files import refuse_existing
     from audiovq.pictures import draw_spectrograms
 
+    refuse_existing(out, overwrite=force)  # before the work, not after it
     wavs = {name: load_audio(name, sample_rate) for name in recordings}
     codes = read_tokens(tokens) if tokens is not None else None
     if codes is not None and codes.header is not None:

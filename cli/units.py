@@ -156,7 +156,7 @@ def report_command(
     model: Annotated[str, typer.Argument(help="Name or folder of a model.")],
     audio: Annotated[Path, typer.Option(help="Folder of recordings.")],
     alignments: AlignmentFolder,
-    output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")],
+    output: Annotated[Path, typer.Option("-o", "--out", "--output", help="HTML page to write.")],
     level: Level = 0,
     shift: Shift = "auto",
     speakers: Speakers = None,
@@ -232,7 +232,7 @@ def report_command(
 def text_command(
     tokens: TokensFolder,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Text file; stdout by default.")
+        Path | None, typer.Option("-o", "--out", "--output", help="Text file; stdout by default.")
     ] = None,
     dedup: Annotated[bool, typer.Option("--dedup", help="Merge repeats.")] = False,
     names: Annotated[bool, typer.Option("--names", help="Begin each line with `name|`.")] = False,

@@ -2,15 +2,21 @@
 
 import json
 import os
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import typer
 from tiny import EXAMPLES
 from typer.testing import CliRunner
 
+import audiovq
 import audiovq_cli
+from audiovq_cli.app import EXTRAS
 
 
 @pytest.fixture
@@ -68,8 +74,56 @@ def test_a_bad_file_in_a_folder_does_not_stop_the_others(run, folder, tmp_path):
     (folder / "bad.wav").write_text("text")
     result = run("encode", folder, "-o", tmp_path / "tokens", code=1)
     assert "bad.wav is not audio" in result.stderr
-    assert "1 of 2 files were refused" in result.stderr
+    assert "1 of 2 files written, 1 refused" in result.stderr
     assert (tmp_path / "tokens" / "one.npy").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_a_name_in_another_encoding_is_a_name_like_any_other(run, folder, tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (folder / "one.wav").rename(folder / f"{name}.wav")
+    result = run("encode", folder, "-o", tmp_path / "tokens")
+    assert "caf\\udce9.wav ->" in result.stdout
+    result = run("decode", tmp_path / "tokens", "--json")
+    assert json.loads(result.stdout)["source"].endswith(f"{name}.npy")
+    assert soundfile.info(os.fsencode(tmp_path / "tokens" / f"{name}.decoded.wav")).frames == 8_000
+
+
+def test_one_recording_is_not_replaced_by_its_tokens(run, tmp_path):
+    soundfile.write(tmp_path / "a.npy", np.zeros(8_000), 16_000, format="WAV")
+    before = (tmp_path / "a.npy").read_bytes()
+    result = run("encode", tmp_path / "a.npy", "-o", tmp_path / "a.npy", "--force", code=2)
+    assert "is a source" in " ".join(result.stderr.replace("│", "").split())
+    assert (tmp_path / "a.npy").read_bytes() == before
+
+
+def test_json_tells_programs_what_was_written(run, folder, tmp_path):
+    (folder / "bad.wav").write_text("text")
+    result = run("encode", folder, "-o", tmp_path / "tokens", "--json", code=1)
+    bad, one = (json.loads(line) for line in result.stdout.splitlines())
+    assert bad["refused"].startswith(bad["source"])
+    assert one == {
+        "source": str(folder / "one.wav"),
+        "target": str(tmp_path / "tokens" / "one.npy"),
+        "n_q": 4,
+        "frames": 25,
+        "bitrate": 1000.0,
+        "seconds": 0.5,
+        "bytes": (tmp_path / "tokens" / "one.npy").stat().st_size,
+    }
+    result = run("decode", tmp_path / "tokens", "-o", tmp_path / "wavs", "--json")
+    (decoded,) = (json.loads(line) for line in result.stdout.splitlines())
+    assert decoded == {
+        "source": one["target"],
+        "target": str(tmp_path / "wavs" / "one.wav"),
+        **{key: one[key] for key in ("n_q", "frames", "bitrate", "seconds", "bytes")},
+    }
+
+
+def test_quiet_says_nothing_when_all_is_well(run, folder, tmp_path):
+    result = run("encode", folder, EXAMPLES[1], "-o", tmp_path / "tokens", "-q")
+    assert result.output == ""
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
 def test_channels_are_mixed_down_with_a_word(run, tmp_path, rng):
@@ -92,7 +146,7 @@ def test_standard_input_and_output(run, tmp_path, tiny_folder):
 
 def test_an_output_that_exists_needs_force(run, tmp_path):
     (tmp_path / "a.npy").write_text("mine")
-    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", code=1)
+    result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", code=3)
     assert "exists; add --force" in result.stderr
     assert (tmp_path / "a.npy").read_text() == "mine"
     run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy", "--force")
@@ -115,6 +169,16 @@ def test_bad_input_is_one_sentence_and_the_right_code(run, tmp_path):
         (["encode", EXAMPLES[1], "--n-q", "0"], 2, "n_q must be in 1..4, not 0"),
         (["encode", EXAMPLES[1], EXAMPLES[1], "-o", tmp_path / "x"], 2, "written twice"),
         (["encode", "-", EXAMPLES[1]], 2, "stands alone"),
+        (["encode", EXAMPLES[1], "-o", tmp_path / "a.wav"], 2, ".npy or .avq"),
+        (["encode", EXAMPLES[1], "-o", tmp_path / "a.npy", "--segment"], 2, "is .tsv"),
+        (["encode", EXAMPLES[1], "--price", "3"], 2, "--price is for --segment"),
+        (["encode", EXAMPLES[1], "--segment", "--n-q", "2"], 2, "leave out --n-q"),
+        (["encode", EXAMPLES[1], "--segment", "--format", "avq"], 2, "leave out --format"),
+        (["encode", "-", "--json"], 2, "would both go to standard output"),
+        (["decode", tmp_path / "foreign.npy", "-o", tmp_path / "a.mp3"], 2, ".wav or .flac"),
+        (["spectrogram", EXAMPLES[1], "-o", tmp_path / "p.jpg"], 2, "pictures are PNG"),
+        (["codebook", tmp_path / "foreign.npy", "--plot", tmp_path / "p.svg"], 2, "are PNG"),
+        (["encode", tmp_path / ("x" * 300)], 1, "is too long for a file name"),
         (["decode", tmp_path / "foreign.npy"], 1, "not a token file"),
         (["decode", tmp_path / "none.npy"], 1, "does not exist"),
         (["info", tmp_path / "none"], 1, "does not exist"),
@@ -124,7 +188,7 @@ def test_bad_input_is_one_sentence_and_the_right_code(run, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for arguments, code, message in cases:
         result = run(*arguments, code=code)
-        said = " ".join(result.stderr.split())
+        said = " ".join(result.stderr.replace("│", "").split())
         assert message in said, (arguments, said)
         assert "Traceback" not in said
     assert sorted(tmp_path.rglob("*")) == before
@@ -193,3 +257,83 @@ def test_every_verb_has_help_with_an_example(run):
     for verb in verbs:
         assert "Example: audiovq" in run(verb, "--help").stdout, verb
     assert "audiovq 0.1.0" in run("--version").stdout
+
+
+def _commands(group, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_verb_knows_the_short_and_the_long_names(run):
+    commands = dict(_commands(typer.main.get_command(audiovq_cli.app)))
+    assert len(commands) > 12
+    for path, command in commands.items():
+        assert "Show this message" in run(*path, "-h").stdout
+        for option in command.params:
+            assert ("-o" in option.opts) == ("--out" in option.opts), path
+
+
+def test_exit_codes_and_completion_are_said(run):
+    assert "3 nothing failed but outputs that exist" in " ".join(run("encode", "-h").stdout.split())
+    assert "--install-completion" in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PermissionError(13, "Permission denied", "a/b"), 1, "a/b: Permission denied."),
+        (OSError(28, "No space left on device"), 1, "standard output: No space left on device."),
+        (BrokenPipeError(32, "Broken pipe"), 1, "the program that reads the output has ended."),
+        (KeyboardInterrupt(), 130, "interrupted."),
+        (MemoryError(), 1, "not enough memory."),
+        (KeyError("x"), 1, "KeyError: 'x' (AUDIOVQ_DEBUG=1 shows where)."),
+        (ValueError("n_q must be 1."), 2, "n_q must be 1."),
+        (ModuleNotFoundError(name="pesq"), 1, "pip install '.[eval]' in the checkout."),
+    ],
+)
+def test_whatever_fails_is_one_sentence(run, monkeypatch, error, code, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("audiovq_cli.encode.load_model", fail)
+    result = run("encode", EXAMPLES[1], code=code)
+    assert result.stderr.startswith("audiovq: ")
+    assert result.stderr.endswith(f"{said}\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a shell and /dev/full")
+@pytest.mark.parametrize(
+    ("redirect", "said"),
+    [
+        (">&-", "audiovq: standard output: Bad file descriptor."),
+        ("> /dev/full", "audiovq: standard output: No space left on device."),
+        ("| true", "audiovq: the program that reads the output has ended."),
+    ],
+)
+def test_an_output_that_takes_nothing_is_one_sentence(tmp_path, redirect, said):
+    np.save(tmp_path / "a.npy", np.zeros((1, 9), np.uint16))
+    script = f"{sys.executable} -m audiovq_cli codebook a.npy --json {redirect}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True)
+    assert done.stderr.decode() == f"{said}\n"
+
+
+def test_help_comes_without_torch():
+    code = (
+        "import sys, audiovq_cli\n"
+        "try: audiovq_cli.app(['--help'])\n"
+        "finally: print('torch' in sys.modules, 'audiovq.model' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_the_extras_that_are_named_exist():
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert set(EXTRAS.values()) <= set(tomllib.loads(text)["project"]["optional-dependencies"])
+    sources = [*Path(audiovq.__file__).parent.glob("*.py")]
+    sources += (Path(__file__).parent.parent / "docs").glob("*.md")
+    assert [path for path in sources if "audiovq[" in path.read_text()] == []

@@ -173,8 +173,8 @@ def test_what_is_not_installed_is_noted_and_the_rest_goes_on(originals, monkeypa
     assert found.metrics == ["lsd"]
     assert found.systems == ["originals"]
     assert found.notes == [
-        "PESQ needs pesq: pip install 'audiovq[eval]'.",
-        "STOI needs pystoi: pip install 'audiovq[eval]'.",
+        "PESQ needs pesq: pip install '.[eval]'.",
+        "STOI needs pystoi: pip install '.[eval]'.",
         "opus:6 needs opusenc and opusdec on the PATH (on Debian: apt-get install opus-tools).",
     ]
 

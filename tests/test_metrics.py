@@ -191,8 +191,8 @@ def test_pocketsphinx_hears_words(speech):
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, speech):
     monkeypatch.setattr(metrics, "_installed", lambda package: False)
-    assert "pesq: pip install 'audiovq[eval]'" in (metrics.missing_packages("pesq") or "")
-    assert "audiovq[visqol]" in (metrics.missing_packages("visqol") or "")
+    assert "pesq: pip install '.[eval]'" in (metrics.missing_packages("pesq") or "")
+    assert ".[visqol]" in (metrics.missing_packages("visqol") or "")
     assert metrics.missing_packages("si_sdr") is None
-    with pytest.raises(ImportError, match=r"pip install 'audiovq\[eval\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[eval\]'"):
         metrics.pesq_wb(speech, speech)

@@ -27,6 +27,19 @@ def test_files_hold_what_the_model_says(tiny_model, tmp_path, token_format):
     assert np.abs(decoded[: len(goal)] - goal).max() < 1e-4
 
 
+def test_progress_counts_the_seconds_up_to_all_of_them(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("audiovq.audio._BLOCK", 8_000)
+    seen = []
+    done = encode_file(
+        tiny_model, EXAMPLES[1], tmp_path / "a.npy", progress=lambda *now: seen.append(now)
+    )
+    passed, totals = zip(*seen, strict=True)
+    assert len(seen) > 4
+    assert list(passed) == sorted(passed)
+    assert passed[-1] == done.seconds
+    assert totals == pytest.approx([done.seconds] * len(totals))
+
+
 @pytest.mark.parametrize("rate", [8_000, 48_000])
 @pytest.mark.parametrize("sound", ["silence", "clipped", "quiet", "10 ms", "one sample"])
 def test_odd_sounds_round_trip_with_their_exact_length(tiny_model, tmp_path, rng, rate, sound):
