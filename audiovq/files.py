@@ -1,9 +1,10 @@
 """Files that are refused and files that are written whole or not at all."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -50,3 +51,25 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
         raise FileRefused(f"{path} is a folder; name a file to write.")
     if path.exists() and not overwrite:
         raise FileRefused(f"{path} exists; add --force to overwrite it or name another output.")
+
+
+def read_standard_input() -> bytes:
+    """All of standard input. Raises `FileRefused` when it is closed or cannot be read."""
+    try:
+        return sys.stdin.buffer.read()
+    except (AttributeError, OSError, ValueError) as error:  # None, or an object that is closed
+        raise FileRefused("Standard input is closed; pipe a file into it.") from error
+
+
+def write_standard_output(data: bytes) -> None:
+    """Write to standard output, at once. Raises `FileRefused` when it is closed, full, or nobody
+    reads it."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except (AttributeError, OSError, ValueError) as error:
+        # What is still buffered would be written, and fail, once more when Python ends.
+        with suppress(AttributeError, OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = getattr(error, "strerror", None) or "it is closed"
+        raise FileRefused(f"Standard output cannot be written: {reason}.") from error

@@ -145,6 +145,11 @@ def read_segments(path: str | Path, *, frame_rate: float = 50.0) -> list[Segment
         raise FileRefused(f"{path} does not exist; check the name.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise FileRefused(f"{path} cannot be read as UTF-8 text.") from error
+    return parse_segments(text, path, frame_rate=frame_rate)
+
+
+def parse_segments(text: str, path: str | Path, *, frame_rate: float = 50.0) -> list[Segment]:
+    """`read_segments` of a text; `path` stands in `FileRefused`'s messages."""
     rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
     if not rows or tuple(rows[0]) != HEADER:
         raise FileRefused(f"{path} is not a segment file; its first line is `unit start duration`.")

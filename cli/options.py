@@ -35,6 +35,10 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exi
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")
 ]
+KeepBroken = Annotated[
+    bool,
+    typer.Option("--keep-broken", help="Of a live stream that broke off, decode what is there."),
+]
 
 
 def load_model(name: str, device: Device = Device.CPU) -> "AudioVQ":
