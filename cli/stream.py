@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from audiovq.live import LiveReport
 
 GRACE = 0.5
-"""Seconds in which a stopped program still takes what comes."""
+"""Seconds for which a stopped program still waits for more."""
+MOST_AFTER_STOP = 1 << 20
+"""Bytes that it takes then: a pipe holds no more, and a file need not be read to its end."""
 
 stream = typer.Typer(
     no_args_is_help=True,
@@ -110,16 +112,17 @@ def _load_model(model: str, device: Device) -> "AudioVQ":
 
 
 class _StoppableInput(io.RawIOBase):
-    """A file that ends `GRACE` seconds after the process was told to stop, if not before.
+    """A file that ends soon after the process was told to stop, if not before.
 
-    What the programs before this one in a pipe still send meanwhile is taken: Ctrl-C in a terminal
-    stops them too.
+    What is in the pipe is still taken, and what the programs before this one send when they are
+    stopped as well, as Ctrl-C in a terminal does.
     """
 
     def __init__(self, file: int, told: int) -> None:
         self._file = file
         self._told = told  # has something to read from when the process is told to stop
         self._deadline = 0.0
+        self._left = MOST_AFTER_STOP
         self.stopped = False
 
     def stop(self, number: int, frame: object) -> None:
@@ -132,13 +135,17 @@ class _StoppableInput(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         ready, _, _ = select.select([self._file, self._told], [], [])
-        if self._told in ready:
+        told = self._told in ready
+        if told:
             now = time.monotonic()
             self._deadline = self._deadline or now + GRACE
-            left = self._deadline - now
-            if left <= 0 or not select.select([self._file], [], [], left)[0]:
+            ready, _, _ = select.select([self._file], [], [], max(0.0, self._deadline - now))
+            if not ready or self._left <= 0:
                 return 0
-        return os.readv(self._file, [buffer])
+        n_bytes = os.readv(self._file, [buffer])
+        if told:
+            self._left -= n_bytes
+        return n_bytes
 
 
 @contextmanager
