@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from audiovq.files import FileRefused
+from audiovq.files import FileRefused, read_text
 
 SILENCE = "SIL"
 """The one label of silence, pauses, and noise that no phone is given to."""
@@ -24,6 +24,9 @@ SILENCE_NAMES = frozenset(
 ALIGNMENT_SUFFIXES = (".textgrid", ".phn", ".lab", ".ctm")
 
 TimeUnit = Literal["auto", "seconds", "samples"]
+
+MAX_SECONDS = 1e6
+"""The latest time that an alignment may hold, in s."""
 
 _STRESSED = re.compile(r"[A-Z]{2}[012]")
 _WHOLE = re.compile(r"[+-]?\d+")
@@ -162,9 +165,10 @@ def _tidy(intervals: Iterable[Interval], path: Path) -> list[Interval]:
             label = SILENCE
         elif _STRESSED.fullmatch(label):
             label = label[:2]
-        if start < 0 or end < start:
+        if not 0 <= start <= end <= MAX_SECONDS:
             raise FileRefused(
-                f"{path} has an interval from {start:g} to {end:g} s; times are >= 0 and rise."
+                f"{path} has an interval from {start:g} to {end:g} s; times are >= 0 and rise, to "
+                f"{MAX_SECONDS:.0f} s at most."
             )
         if tidy and start < tidy[-1].end:
             if tidy[-1].end - start > _ROUNDING:
@@ -243,13 +247,7 @@ def _xlabel(path: Path, lines: list[list[str]]) -> Iterable[Interval]:
 
 
 def _lines(path: Path) -> list[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise FileRefused(f"{path} does not exist; check the name.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileRefused(f"{path} cannot be read as UTF-8 text.") from error
-    lines = [line.split() for line in text.splitlines() if line.strip()]
+    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise FileRefused(f"{path} is empty.")
     return lines
@@ -260,9 +258,13 @@ def _number(path: Path, fields: list[str], column: int) -> float:
         return float(fields[column])
     except ValueError as error:
         raise FileRefused(
-            f"{path} has {fields[column]!r} where a time should be, in {' '.join(fields)!r}."
+            f"{path} has {fields[column][:40]!r} where a time should be, in {_quoted(fields)}."
         ) from error
 
 
 def _malformed(path: Path, fields: list[str], columns: str) -> FileRefused:
-    return FileRefused(f"{path} has the line {' '.join(fields)!r}; each line is `{columns}`.")
+    return FileRefused(f"{path} has the line {_quoted(fields)}; each line is `{columns}`.")
+
+
+def _quoted(fields: list[str]) -> str:
+    return repr(" ".join(fields)[:80])

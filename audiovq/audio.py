@@ -4,7 +4,8 @@ Reading and resampling go block by block, so that an hour costs no more memory t
 """
 
 import io
-import sys
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,23 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiovq.files import FileRefused, atomic_output, write_standard_output
+from audiovq.files import (
+    FileRefused,
+    atomic_output,
+    read_standard_input,
+    write_standard_output,
+)
 
 STDIO = "-"
 """The path that stands for standard input or output."""
 
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+"""Sample rates in Hz that are read."""
+HIGHEST_LEVEL = 100.0
+"""The largest magnitude of a sample that is read; full scale is 1."""
+
 _BLOCK = 1 << 16  # samples read at a time, before resampling
+_BLOCK_VALUES = 1 << 21  # samples times channels
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,16 @@ class AudioInfo:
     n_samples: int
 
 
+def audio_suffixes() -> tuple[str, ...]:
+    """Suffixes of the audio files that are looked for in folders, in lower case, with the dot.
+
+    They are those of the containers that libsndfile reads here; headerless samples are none.
+    """
+    names = {name.lower() for name in soundfile.available_formats()} - {"raw"}
+    names |= {"aif", "aifc", "oga", "opus", "snd", "sph"}  # other names of the same containers
+    return tuple(f".{name}" for name in sorted(names))
+
+
 class AudioReader:
     """An audio file as mono float32 blocks at `sample_rate`.
 
@@ -38,14 +60,14 @@ class AudioReader:
     standard input. Channels are averaged. Resampling is soxr's high quality, one stream over the
     whole file: the result does not depend on the block size.
 
-    Raises `FileRefused` when the file is missing, is not audio, holds no samples, or holds samples
-    that are not finite.
+    Raises `FileRefused` when the file is missing, is not audio, has a rate outside `LOWEST_RATE` to
+    `HIGHEST_RATE`, holds no samples, or samples that are not finite or beyond `HIGHEST_LEVEL`.
     """
 
     def __init__(self, path: str | Path, sample_rate: int) -> None:
         self.path = path
         self.sample_rate = sample_rate
-        self._file = _open(path)
+        self._file = open_audio(path)
         self.source = AudioInfo(self._file.samplerate, self._file.channels, self._file.frames)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -76,15 +98,23 @@ class AudioReader:
                     return
 
     def _read(self, file: soundfile.SoundFile) -> np.ndarray:
+        n_samples = min(_BLOCK, max(1, _BLOCK_VALUES // file.channels))
         try:
-            block = file.read(_BLOCK, dtype="float32", always_2d=True)  # [n, channels]
-        except soundfile.LibsndfileError as error:
+            block = file.read(n_samples, dtype="float32", always_2d=True)  # [n, channels]
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = getattr(error, "error_string", None) or error
             raise FileRefused(
-                f"{self.path} is damaged: libsndfile stopped reading it ({error.error_string})."
+                f"{self.path} is damaged: libsndfile stopped reading it ({reason})."
             ) from error
-        if not np.isfinite(block).all():
+        level = float(np.abs(block).max(initial=0.0))
+        if not np.isfinite(level):
             raise FileRefused(
                 f"{self.path} holds samples that are not finite (NaN or infinity); "
+                "export it again as PCM."
+            )
+        if level > HIGHEST_LEVEL:
+            raise FileRefused(
+                f"{self.path} holds samples of up to {level:g} where full scale is 1; "
                 "export it again as PCM."
             )
         return block.mean(axis=1)
@@ -135,7 +165,7 @@ def audio_writer(
     with atomic_output(path, overwrite=overwrite) as temporary:
         try:
             with soundfile.SoundFile(
-                temporary, "w", sample_rate, 1, "PCM_16", format=suffix[1:].upper()
+                spelled(temporary), "w", sample_rate, 1, "PCM_16", format=suffix[1:].upper()
             ) as file:
                 yield AudioWriter(file)
         except soundfile.LibsndfileError as error:
@@ -150,23 +180,65 @@ def save_audio(
         file.write(wav)
 
 
-def _open(path: str | Path) -> soundfile.SoundFile:
+def open_audio(path: str | Path) -> soundfile.SoundFile:
+    """Open an audio file; "-" is standard input. Raises `FileRefused` as `AudioReader` does."""
+    source: io.BytesIO | bytes | str
     if str(path) == STDIO:
-        data = sys.stdin.buffer.read()
+        data = read_standard_input()
         if not data:
             raise FileRefused("Standard input is empty; pipe an audio file into it.")
-        source: io.BytesIO | Path = io.BytesIO(data)
+        source = io.BytesIO(data)
     else:
-        source = Path(path)
-        if not source.exists():
-            raise FileRefused(f"{path} does not exist; check the name.")
-        if source.is_dir():
-            raise FileRefused(f"{path} is a folder; name an audio file.")
-        if source.stat().st_size == 0:
-            raise FileRefused(f"{path} is an empty file; give an audio file.")
+        _refuse_unreadable(path)
+        source = spelled(path)
     try:
-        return soundfile.SoundFile(source)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
+        file = soundfile.SoundFile(source)
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
         raise FileRefused(
             f"{path} is not audio that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...)."
         ) from error
+    try:
+        check_rate(file.samplerate, str(path))
+    except FileRefused:
+        file.close()
+        raise
+    return file
+
+
+def spelled(path: str | Path) -> bytes | str:
+    """A path as soundfile takes it: names that are not of the system's encoding included."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
+def check_rate(rate: int, name: str) -> None:
+    """Raise `FileRefused` for a sample rate in Hz that no sound has; `name` is in the message.
+
+    A file of a few bytes that claims such a rate would be resampled to gigabytes.
+    """
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise FileRefused(
+            f"{name} has a sample rate of {rate} Hz; rates of {LOWEST_RATE} to {HIGHEST_RATE} Hz "
+            "are read."
+        )
+
+
+def _refuse_unreadable(path: str | Path) -> None:
+    """Raise `FileRefused` when there is no file to read, with the reason that libsndfile hides."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise FileRefused(f"{path} is a folder; name an audio file.")
+        if not stat.S_ISREG(status.st_mode):
+            raise FileRefused(f'{path} is a device or pipe; give "-" to read standard input.')
+        with open(path, "rb"):
+            pass
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileRefused(f"{path} does not exist; check the name.") from error
+    except OSError as error:
+        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+    except FileRefused:
+        raise
+    except ValueError as error:  # a null character, or one that the file system cannot spell
+        raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
+    if status.st_size == 0:
+        raise FileRefused(f"{path} is an empty file; give an audio file.")

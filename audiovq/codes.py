@@ -36,50 +36,67 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from audiovq.files import FileRefused, atomic_output
 
 MAGIC = b"AVQ1"
 STREAM_MAGIC = b"AVQS"
-_PACKED_AT_ONCE = 1024  # frames, a multiple of 8, so that each part is whole bytes
+_NPY_MAGIC = b"\x93NUMPY"
+_PACKED_AT_ONCE = 8192  # codes, about
+_LIMITS = {
+    "sample_rate": (1, 768_000),
+    "hop_length": (1, 1 << 20),
+    "codebook_size": (1, 1 << 16),
+    "n_q": (1, 1024),
+    "n_samples": (0, 1 << 48),
+}
+_LONGEST_TEXT = 1000
 TOKEN_SUFFIXES = (".npy", ".avq")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a token stream says of the model that made it and the audio that it stands for."""
+    """What a token stream says of the model that made it and the audio that it stands for.
+
+    Raises `ValueError` for values beyond those given here; texts are of at most 1000 characters.
+    """
 
     model: str
     """Name of the model."""
     fingerprint: str
     """Hexadecimal hash of what decides the model's tokens; another model's mean other sounds."""
     sample_rate: int
-    """Samples per second of the decoded audio, in Hz."""
+    """Samples per second of the decoded audio, in Hz, up to 768,000."""
     hop_length: int
-    """Samples per frame."""
+    """Samples per frame, up to 2^20."""
     codebook_size: int
-    """Codes are in 0 .. codebook_size - 1."""
+    """Codes are in 0 .. codebook_size - 1; up to 2^16."""
     n_q: int
-    """Levels of the codes."""
+    """Levels of the codes, up to 1024."""
     n_samples: int
-    """Samples of the audio, at `sample_rate`; ceil(n_samples / hop_length) frames. 0 while a live
-    stream goes on."""
+    """Samples of the audio, at `sample_rate`, up to 2^48; ceil(n_samples / hop_length) frames. 0
+    while a live stream goes on."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "n_samples" else 1
-            if field.type in (int, "int") and (type(value) is not int or value < least):
-                raise ValueError(f"{field.name} must be a whole number >= {least}, not {value!r}.")
-            if field.type in (str, "str") and type(value) is not str:
-                raise ValueError(f"{field.name} must be text, not {value!r}.")
-        if self.codebook_size > 1 << 16:
-            raise ValueError(f"codebook_size must be at most 65536, not {self.codebook_size}.")
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(
+                    f"{name} must be a whole number in {least}..{most}, not {_short(value)}."
+                )
+        for name in ("model", "fingerprint"):
+            value = getattr(self, name)
+            if type(value) is not str or len(value) > _LONGEST_TEXT:
+                raise ValueError(
+                    f"{name} must be text of at most {_LONGEST_TEXT} characters, not "
+                    f"{_short(value)}."
+                )
 
     @property
     def n_frames(self) -> int:
@@ -134,7 +151,7 @@ def read_npy(path: str | Path) -> Tokens:
     Accepts any unsigned or signed integer array [n_q, T], or units [T], with values in 0..65535.
     Raises `FileRefused` for anything else, pickled files included.
     """
-    return Tokens(_parse_npy(read_bytes(path), path))
+    return Tokens(_parse_npy(_read_bytes(path), str(path)))
 
 
 def write_avq(
@@ -147,12 +164,15 @@ def write_avq(
 
 def read_avq(path: str | Path) -> Tokens:
     """Read an `.avq` token file. Raises `FileRefused` when it is foreign, cut or altered."""
-    return unpack_avq(read_bytes(path), str(path))
+    return unpack_avq(_read_bytes(path), str(path))
 
 
-def read_tokens(path: str | Path) -> Tokens:
-    """Read a token file of either kind: the format is told by its first bytes."""
-    return unpack_tokens(read_bytes(path), str(path))
+def read_tokens(path: str | Path, *, keep_broken: bool = False) -> Tokens:
+    """Read a token file of either kind: the format is told by its first bytes.
+
+    keep_broken: see `unpack_avq`.
+    """
+    return unpack_tokens(_read_bytes(path), str(path), keep_broken=keep_broken)
 
 
 def unpack_tokens(data: bytes, name: str = "the stream", *, keep_broken: bool = False) -> Tokens:
@@ -194,13 +214,14 @@ def unpack_avq(data: bytes, name: str = "the stream", *, keep_broken: bool = Fal
         raise FileRefused(f"{name} is not an .avq token file; encode it with audiovq.")
     if data[3:4] != MAGIC[3:4]:
         raise FileRefused(f"{name} is in a newer .avq format; update audiovq to read it.")
-    if len(data) < 10 or zlib.crc32(data[:-4]) != struct.unpack(">I", data[-4:])[0]:
+    view = memoryview(data)
+    if len(data) < 10 or zlib.crc32(view[:-4]) != struct.unpack(">I", view[-4:])[0]:
         raise _damaged(name)
-    (n_head,) = struct.unpack(">H", data[4:6])
-    header = _unpack_header(data[6 : 6 + n_head], name)
+    (n_head,) = struct.unpack(">H", view[4:6])
+    header = _unpack_header(bytes(view[6 : 6 + n_head]), name)
     if not header.n_samples:
         raise _damaged(name)
-    return Tokens(_unpack_codes(data[6 + n_head : -4], header.n_frames, header, name), header)
+    return Tokens(_unpack_codes(view[6 + n_head : -4], header.n_frames, header, name), header)
 
 
 class StreamWriter:
@@ -281,7 +302,7 @@ class StreamReader:
                 yield codes
             (n_samples,) = struct.unpack(">Q", self._read(8))
             self._check()
-            self.header = replace(self.header, n_samples=n_samples)
+            self._end_at(n_samples)
             if self.header.n_frames != n_frames or self._file.read(1):
                 raise _damaged(self._name)
         except FileRefused as error:
@@ -289,7 +310,13 @@ class StreamReader:
                 raise
             self.broken = str(error)
             if self.header.n_frames != n_frames:
-                self.header = replace(self.header, n_samples=n_frames * self.header.hop_length)
+                self._end_at(n_frames * self.header.hop_length)
+
+    def _end_at(self, n_samples: int) -> None:
+        try:
+            self.header = replace(self.header, n_samples=n_samples)
+        except ValueError as error:
+            raise _damaged(self._name) from error
 
     def _read(self, n_bytes: int) -> bytes:
         data = self._file.read(n_bytes)
@@ -318,7 +345,7 @@ def _pack_header(header: Header) -> bytes:
 def _unpack_header(head: bytes, name: str) -> Header:
     try:
         return Header(**json.loads(head))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise _damaged(name) from error
 
 
@@ -330,14 +357,20 @@ def _pack_codes(codes: np.ndarray, header: Header) -> bytes:
         )
     shifts = np.arange(header.bits_per_code - 1, -1, -1, dtype=np.uint16)
     parts = []
-    for start in range(0, codes.shape[1], _PACKED_AT_ONCE):
-        some = codes[:, start : start + _PACKED_AT_ONCE]
+    step = _frames_at_once(header)
+    for start in range(0, codes.shape[1], step):
+        some = codes[:, start : start + step]
         bits = (some.T[..., None] >> shifts) & 1  # [T, n_q, bits]
         parts.append(np.packbits(bits.astype(bool)).tobytes())
     return b"".join(parts)
 
 
-def _unpack_codes(data: bytes, n_frames: int, header: Header, name: str) -> np.ndarray:
+def _frames_at_once(header: Header) -> int:
+    """A multiple of 8, so that each part is whole bytes."""
+    return 8 * max(1, _PACKED_AT_ONCE // (8 * header.n_q))
+
+
+def _unpack_codes(data: bytes | memoryview, n_frames: int, header: Header, name: str) -> np.ndarray:
     """The inverse of `_pack_codes`: uint16 [n_q, n_frames]."""
     packed = np.frombuffer(data, dtype=np.uint8)
     n_bits = n_frames * header.n_q * header.bits_per_code
@@ -345,8 +378,9 @@ def _unpack_codes(data: bytes, n_frames: int, header: Header, name: str) -> np.n
         raise _damaged(name)
     weights = 1 << np.arange(header.bits_per_code - 1, -1, -1, dtype=np.int64)
     codes = np.empty((header.n_q, n_frames), dtype=np.uint16)
-    for start in range(0, n_frames, _PACKED_AT_ONCE):
-        part = codes[:, start : start + _PACKED_AT_ONCE]
+    step = _frames_at_once(header)
+    for start in range(0, n_frames, step):
+        part = codes[:, start : start + step]
         first = start * header.n_q * header.bits_per_code // 8
         bits = np.unpackbits(packed[first:], count=part.size * header.bits_per_code)
         part[:] = (bits.reshape(-1, header.bits_per_code) @ weights).reshape(-1, header.n_q).T
@@ -355,33 +389,68 @@ def _unpack_codes(data: bytes, n_frames: int, header: Header, name: str) -> np.n
     return codes
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """A whole file. Raises `FileRefused` when it is missing or cannot be read."""
+def _short(value: object) -> str:
+    """A value from a file as the messages quote it."""
     try:
-        return Path(path).read_bytes()
+        text = repr(value)
+    except ValueError:  # Python does not write numbers of thousands of digits
+        text = "a longer number"
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            # What is clearly something else, a film or an endless device, is not read to its end.
+            head = file.peek(len(_NPY_MAGIC))[: len(_NPY_MAGIC)]
+            if not any(magic.startswith(head[: len(magic)]) for magic in (MAGIC[:3], _NPY_MAGIC)):
+                raise _foreign(str(path))
+            return file.read()
     except FileNotFoundError as error:
         raise FileRefused(f"{path} does not exist; check the name.") from error
     except OSError as error:
         raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+    except MemoryError as error:
+        raise FileRefused(f"{path} is larger than the memory; cut it into parts.") from error
+    except FileRefused:
+        raise
+    except ValueError as error:  # a null character, or one that the file system cannot spell
+        raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
 
 
-def _parse_npy(data: bytes, path: str | Path) -> np.ndarray:
+def _foreign(name: str) -> FileRefused:
+    return FileRefused(f"{name} is not a token file: it is neither a plain .npy array nor .avq.")
+
+
+def _parse_npy(data: bytes, name: str) -> np.ndarray:
+    file = io.BytesIO(data)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        # Versions 2 and 3 differ in the names of columns alone, which tokens have not.
+        readers = [npy_format.read_array_header_1_0] + 2 * [npy_format.read_array_header_2_0]
+        major, _ = npy_format.read_magic(file)
+        shape, in_columns, dtype = readers[major - 1](file)
+    except Exception as error:  # numpy lets through what Python's parser raises, of many kinds
+        raise _foreign(name) from error
+    start = file.tell()
+    if dtype.hasobject:  # pickled
+        raise _foreign(name)
+    if len(shape) == 1:
+        shape = (1, *shape)  # units alone are level 0
+    if len(shape) != 2 or dtype.kind not in "iu" or min(shape) < 0:
         raise FileRefused(
-            f"{path} is not a token file: it is neither a plain .npy array nor .avq."
-        ) from error
-    if isinstance(array, np.ndarray) and array.ndim == 1:
-        array = array[None]  # units alone are level 0
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iu":
-        what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise FileRefused(f"{path} holds {what}; tokens are whole numbers [n_q, frames].")
-    if not array.size:
-        raise FileRefused(f"{path} holds no tokens; its shape is {array.shape}.")
+            f"{name} holds {str(dtype)[:40]} {_short(shape)}; tokens are whole numbers "
+            "[n_q, frames]."
+        )
+    if 0 in shape:
+        raise FileRefused(f"{name} holds no tokens; its shape is {_short(shape)}.")
+    if shape[0] * shape[1] * dtype.itemsize != len(data) - start:
+        raise _damaged(name)
+    array = np.frombuffer(data, dtype, offset=start).reshape(
+        shape, order="F" if in_columns else "C"
+    )
     if array.min() < 0 or array.max() > 0xFFFF:
-        raise FileRefused(f"{path} holds numbers outside 0..65535, which no codebook has.")
-    return array.astype(np.uint16)
+        raise FileRefused(f"{name} holds numbers outside 0..65535, which no codebook has.")
+    return array.astype(np.uint16, order="C")
 
 
 def _as_uint16(indices: np.ndarray) -> np.ndarray:

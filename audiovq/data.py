@@ -15,6 +15,7 @@ import soxr
 import torch
 from torch.utils.data import Dataset
 
+from audiovq.audio import check_rate, spelled
 from audiovq.files import FileRefused
 
 MAX_TRIES = 20
@@ -86,7 +87,8 @@ def read_crop(path: str | Path, start: int, n_samples: int, sample_rate: int) ->
     Raises `FileRefused`.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(spelled(path)) as file:
+            check_rate(file.samplerate, str(path))
             if file.samplerate == sample_rate:
                 part = _read(file, start, n_samples)
             else:

@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import load_audio, save_audio
+from audiovq.audio import audio_suffixes, load_audio, save_audio
 from audiovq.codes import pack_avq
 from audiovq.files import FileRefused
 from audiovq.metrics import (
@@ -30,9 +30,6 @@ from audiovq.metrics import (
 )
 from audiovq.model import AudioVQ
 from audiovq.peers import missing_programs, parse_peer, run_peer
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64")
-"""Which files of a folder are taken for audio."""
 
 ORIGINAL = "original"
 """The system that leaves the clip as it is; it has the measures that need no reference."""
@@ -414,11 +411,10 @@ def _list_audio(path: Path) -> tuple[Path, list[Path]]:
         raise FileRefused(f"{path} does not exist; check the name.")
     if path.is_file():
         return path.parent, [path]
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+    suffixes = audio_suffixes()
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     if not files:
-        raise FileRefused(
-            f"{path} holds no audio; give a folder with {', '.join(AUDIO_SUFFIXES)} files."
-        )
+        raise FileRefused(f"{path} holds no audio; give a folder of WAV, FLAC, OGG, ... files.")
     return path, files
 
 

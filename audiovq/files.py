@@ -1,56 +1,139 @@
 """Files that are refused and files that are written whole or not at all."""
 
+import errno
+import hashlib
 import os
+import platform
+import re
+import secrets
+import stat
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.audiovq-tmp(\.[^.]*)?", re.DOTALL)
+_LONGEST_NAME = 150  # bytes of a name that go into that of its temporary file; systems take 255
+_LONGEST_SUFFIX = 16
+_STALE_SECONDS = 24 * 3600.0
+
+_swept: set[Path] = set()
 
 
 class FileRefused(ValueError):  # noqa: N818 - it names what happened to the file
     """A file cannot be used. The message is one sentence: what was given and how to mend it."""
 
 
+class OutputExists(FileRefused):
+    """An output is there already and may not be overwritten."""
+
+
 @contextmanager
-def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_output(
+    path: str | Path, *, overwrite: bool = False, durable: bool = False
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
-    The block writes to the temporary path; if it raises, the temporary file is removed and `path`
-    is as it was. Missing parent folders are made.
+    The block writes to the temporary path, which has the suffix of `path`; if it raises, the
+    temporary file is removed and `path` is as it was. Missing parent folders are made. A file that
+    is replaced leaves its permissions to the new one; of a link, the link is replaced and what it
+    points to stays. What killed writers left in the folder is removed: see `sweep_temporaries`.
 
-    Raises `FileRefused` when `path` exists and `overwrite` is false, and when the folder cannot be
-    written to or the disk is full.
+    durable: what was written also survives the machine's sudden end, once the block is left.
+
+    Raises `OutputExists` when `path` exists and `overwrite` is false, and `FileRefused` when it is
+    not a regular file, cannot be written to or the disk is full.
     """
     path = Path(path)
     refuse_existing(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(path.suffix, f".{path.name}.", path.parent)
+        sweep_temporaries(path.parent)
+        temporary, mode = _new_temporary(path)
     except OSError as error:
-        raise FileRefused(f"{path} cannot be written: {error.strerror}.") from error
-    os.close(handle)
-    temporary = Path(name)
+        raise _unwritable(path, error) from error
     try:
         yield temporary
-        # mkstemp makes files that only their owner may read; give what open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        refuse_existing(path, overwrite=overwrite)  # it may have come in the meantime
+        _take_permissions(temporary, path, mode)
+        if durable:
+            _flush_to_disk(temporary)
         os.replace(temporary, path)
+        if durable and os.name == "posix":  # elsewhere folders cannot be opened
+            _flush_to_disk(path.parent)
     except OSError as error:
-        raise FileRefused(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise _unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
-    """Raise `FileRefused` when `path` exists and may not be overwritten, or is a folder."""
+    """Raise `OutputExists` when `path` exists, a dangling link included, and may not be
+    overwritten, and `FileRefused` when no file can be written there: it is a folder, a device, a
+    pipe, a name that the system does not take, or in a folder that may not be read."""
     path = Path(path)
-    if path.is_dir():
+    try:
+        # Through /dev and /proc, names are other processes' open files and the system's own.
+        folder = os.path.realpath(path.parent)
+        if folder == "/dev" or f"{folder}/".startswith(("/proc/", "/sys/")):
+            raise FileRefused(
+                f'{path} is no place for a file; give "-" to write to standard output.'
+            )
+        there = _stat(path)
+        linked = _stat(path, follow=False)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    except FileRefused:
+        raise
+    except ValueError as error:  # a null character, or one that the file system cannot spell
+        raise FileRefused(f"{str(path)!r} is not a file name; name another output.") from error
+    if there is not None and stat.S_ISDIR(there.st_mode):
         raise FileRefused(f"{path} is a folder; name a file to write.")
-    if path.exists() and not overwrite:
-        raise FileRefused(f"{path} exists; add --force to overwrite it or name another output.")
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        raise FileRefused(
+            f'{path} is a device, pipe or socket; name a file, or "-" for standard output.'
+        )
+    if linked is not None and not overwrite:
+        raise OutputExists(f"{path} exists; add --force to overwrite it or name another output.")
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove the temporary files of `atomic_output` that killed writers left in `folder`.
+
+    Those of this machine whose process is gone, and any that nobody has written to for a day. A
+    folder is looked through once a process, since it may hold very many files.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None:
+                continue
+            with suppress(OSError):
+                if entry.is_file(follow_symlinks=False) and (
+                    time.time() - entry.stat().st_mtime > _STALE_SECONDS
+                    or (match[1] == _machine() and not _is_running(int(match[2])))
+                ):
+                    os.unlink(entry.path)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises `FileRefused` when it is missing or not that."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FileRefused(f"{path} does not exist; check the name.") from error
+    except UnicodeError as error:
+        raise FileRefused(f"{path} is not UTF-8 text.") from error
+    except OSError as error:
+        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a null character
+        raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
 
 
 def read_standard_input() -> bytes:
@@ -73,3 +156,72 @@ def write_standard_output(data: bytes) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         reason = getattr(error, "strerror", None) or "it is closed"
         raise FileRefused(f"Standard output cannot be written: {reason}.") from error
+
+
+def _new_temporary(path: Path) -> tuple[Path, int]:
+    """A new empty file beside `path` that only its owner may read, and the permissions that
+    open() gives."""
+    name, suffix = path.name, path.suffix
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    if len(os.fsencode(suffix)) > _LONGEST_SUFFIX:
+        suffix = ""
+    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{name}.{writer}.audiovq-tmp{suffix}")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+    temporary.chmod(0o600)
+    return temporary, mode
+
+
+def _take_permissions(temporary: Path, path: Path, mode: int) -> None:
+    """Give `temporary` the permissions of the file that it will replace, or else `mode`."""
+    replaced = _stat(path, follow=False)
+    if replaced is not None and stat.S_ISREG(replaced.st_mode):
+        mode = replaced.st_mode & 0o777
+        if hasattr(os, "chown"):
+            with suppress(OSError):  # only root may give files away
+                os.chown(temporary, replaced.st_uid, replaced.st_gid)
+    temporary.chmod(mode)
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Windows flushes only what is open for writing.
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _stat(path: Path, *, follow: bool = True) -> os.stat_result | None:
+    try:
+        return os.stat(path, follow_symlinks=follow)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _unwritable(path: Path, error: OSError) -> FileRefused:
+    if error.errno == errno.ENAMETOOLONG:
+        return FileRefused(f"{path.name[:40]}... is too long for a file name; name another output.")
+    return FileRefused(f"{path} cannot be written: {error.strerror or error}.")
+
+
+def _machine() -> str:
+    """8 hexadecimal digits for this machine: process numbers mean nothing on another one."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # there a signal of 0 is none
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it runs, as somebody else
+        return True
+    return True

@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import as_int16
+from audiovq.audio import HIGHEST_LEVEL, HIGHEST_RATE, LOWEST_RATE, as_int16
 from audiovq.codes import MAGIC, Header, StreamReader, StreamWriter, unpack_avq
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
@@ -20,7 +20,6 @@ _CHUNK = 1 << 15  # bytes that are taken at once when more have come
 _UNKNOWN = 0xFFFFFFFF  # length in the header of a WAV stream that has not ended
 _ENDLESS = 1 << 63
 _LONGEST_HEADER = 1 << 26  # bytes before the samples; text and pictures of a recording fit
-_RATES = (1_000, 768_000)
 
 _FORMATS = {
     (1, 8): ("u1", 1 / 128),
@@ -71,7 +70,15 @@ class _Pcm:
             samples = np.frombuffer(data, dtype).astype(np.float32)
         if self.bits == 8:
             samples -= 128
-        return (samples * np.float32(scale)).reshape(-1, self.channels).mean(axis=1)
+        samples *= np.float32(scale)
+        level = np.abs(samples).max(initial=0.0)
+        if not np.isfinite(level):
+            raise FileRefused("The input holds samples that are not finite (NaN or infinity).")
+        if level > HIGHEST_LEVEL:
+            raise FileRefused(
+                f"The input holds samples of up to {level:g} where full scale is 1; send PCM."
+            )
+        return samples.reshape(-1, self.channels).mean(axis=1)
 
 
 def encode_live(
@@ -94,8 +101,8 @@ def encode_live(
     """
     n_q = model.check_n_q(n_q)
     report = LiveReport()
-    if raw_rate is not None and not _RATES[0] <= raw_rate <= _RATES[1]:
-        raise ValueError(f"the rate must be {_RATES[0]} to {_RATES[1]} Hz, not {raw_rate}.")
+    if raw_rate is not None and not LOWEST_RATE <= raw_rate <= HIGHEST_RATE:
+        raise ValueError(f"the rate must be {LOWEST_RATE} to {HIGHEST_RATE} Hz, not {raw_rate}.")
     pcm = _Pcm(1, 16, 1, raw_rate) if raw_rate is not None else _read_wav_header(source)
     rate = model.config.sample_rate
     resampler = None
@@ -212,10 +219,7 @@ def _read_pcm(source: BinaryIO, pcm: _Pcm) -> Iterator[np.ndarray]:
         rest = data[n_whole:]
         if not n_whole:
             continue
-        block = pcm.samples(data[:n_whole])
-        if not np.isfinite(block).all():
-            raise FileRefused("The input holds samples that are not finite (NaN or infinity).")
-        yield block
+        yield pcm.samples(data[:n_whole])
 
 
 def _read_wav_header(source: BinaryIO) -> _Pcm:
@@ -271,9 +275,9 @@ def _parse_format(content: bytes) -> _Pcm | None:
     pcm = _Pcm(kind, bits, channels, rate)
     if (kind, bits) not in _FORMATS or not channels or size not in (0, pcm.size):
         return None
-    if not _RATES[0] <= rate <= _RATES[1]:
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise FileRefused(
-            f"The input has a rate of {rate} Hz; it must be {_RATES[0]} to {_RATES[1]} Hz."
+            f"The input has a rate of {rate} Hz; it must be {LOWEST_RATE} to {HIGHEST_RATE} Hz."
         )
     return pcm
 

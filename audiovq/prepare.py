@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
+from audiovq.audio import audio_suffixes, check_rate, spelled
 from audiovq.files import FileRefused, atomic_output
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
-"""Names of files that `find_recordings` takes for audio."""
 SHORTEST = 0.3
 """Recordings of fewer seconds are left out."""
 CLIPPED = 0.999
@@ -157,8 +156,9 @@ def scan_file(path: str | Path) -> Scan:
     """Read a file from end to end, block by block. Raises `FileRefused` when that fails."""
     peak, clipped, silent, n_read = 0.0, 0, 0.0, 0
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(spelled(path)) as file:
             rate, channels, n_samples = file.samplerate, file.channels, file.frames
+            check_rate(rate, "it")
             window = max(1, rate // 50)
             while True:
                 block = file.read(
@@ -210,13 +210,14 @@ def find_recordings(
         raise FileRefused(f"{folder} is not a folder; name a folder of audio files.")
     if speaker_from not in (None, "parent", "prefix"):
         raise ValueError(f'speaker_from must be "parent" or "prefix", not "{speaker_from}".')
+    suffixes = audio_suffixes()
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
     if not paths:
-        raise FileRefused(f"{folder} holds no audio files ({', '.join(SUFFIXES)}).")
+        raise FileRefused(f"{folder} holds no audio files (WAV, FLAC, OGG, ...).")
     cuts, unreadable, taken = [], {}, set()
     for path in paths:
         name = path.relative_to(folder)
@@ -230,7 +231,7 @@ def find_recordings(
         elif speaker_from == "prefix":
             speaker = path.stem.replace("_", "-").split("-")[0]
         try:
-            info = soundfile.info(str(path))
+            info = soundfile.info(spelled(path))
         except (soundfile.LibsndfileError, OSError) as error:
             unreadable[str(path)] = f"libsndfile cannot open it: {_words(error)}"
             continue

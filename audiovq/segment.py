@@ -14,9 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audiovq.files import FileRefused, atomic_output
+from audiovq.files import FileRefused, atomic_output, read_text
 
 HEADER = ("unit", "start", "duration")
+MAX_FRAMES = 1 << 25
+"""Frames that the segments of a file may last together: a week at 50 Hz."""
+MAX_UNIT = (1 << 16) - 1
 
 
 class Segment(NamedTuple):
@@ -138,19 +141,19 @@ def write_segments(
 
 
 def read_segments(path: str | Path, *, frame_rate: float = 50.0) -> list[Segment]:
-    """Read what `write_segments` wrote. Raises `FileRefused` for anything else."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise FileRefused(f"{path} does not exist; check the name.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileRefused(f"{path} cannot be read as UTF-8 text.") from error
-    return parse_segments(text, path, frame_rate=frame_rate)
+    """Read what `write_segments` wrote. Raises `FileRefused` for anything else.
+
+    Units are at most `MAX_UNIT`, and all segments together last at most `MAX_FRAMES`.
+    """
+    return parse_segments(read_text(path), path, frame_rate=frame_rate)
 
 
 def parse_segments(text: str, path: str | Path, *, frame_rate: float = 50.0) -> list[Segment]:
     """`read_segments` of a text; `path` stands in `FileRefused`'s messages."""
-    rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
+    try:
+        rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
+    except csv.Error as error:
+        raise FileRefused(f"{path} is not a segment file: {error}.") from error
     if not rows or tuple(rows[0]) != HEADER:
         raise FileRefused(f"{path} is not a segment file; its first line is `unit start duration`.")
     segments: list[Segment] = []
@@ -159,14 +162,22 @@ def parse_segments(text: str, path: str | Path, *, frame_rate: float = 50.0) -> 
         try:
             segments.append(Segment(int(row[0]), *(round(float(x) * frame_rate) for x in row[1:3])))
         except (ValueError, TypeError, IndexError, OverflowError) as error:
-            raise FileRefused(f"{path} has the line {row}; want unit, start, duration.") from error
-        unit, start, duration = segments[-1]
-        if unit < 0 or start != end or duration < 1:
             raise FileRefused(
-                f"{path} has a segment at {row[1]} s that does not follow the one before it at "
-                f"{frame_rate:g} frames a second."
+                f"{path} has the line {' '.join(row)[:80]!r}; want unit, start, duration."
+            ) from error
+        unit, start, duration = segments[-1]
+        if not 0 <= unit <= MAX_UNIT:
+            raise FileRefused(f"{path} has a unit outside 0..{MAX_UNIT}, which no codebook has.")
+        if start != end or duration < 1:
+            raise FileRefused(
+                f"{path} has a segment at {row[1][:20]} s that does not follow the one before it "
+                f"at {frame_rate:g} frames a second."
             )
         end = start + duration
+        if end > MAX_FRAMES:
+            raise FileRefused(
+                f"{path} has segments of more than {MAX_FRAMES / frame_rate:.0f} s in all; cut it."
+            )
     if not segments:
         raise FileRefused(f"{path} holds no segments.")
     return segments

@@ -1,6 +1,5 @@
 """Files to files: audio to tokens and back, block by block, in bounded memory."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,16 +7,21 @@ import numpy as np
 import torch
 
 from audiovq.audio import STDIO, AudioInfo, AudioReader, audio_writer
-from audiovq.codes import Header, Tokens, npy_bytes, pack_avq, read_bytes, unpack_tokens
-from audiovq.files import FileRefused, atomic_output, read_standard_input, refuse_existing
+from audiovq.codes import Header, Tokens, npy_bytes, pack_avq, read_tokens, unpack_tokens
+from audiovq.files import (
+    FileRefused,
+    atomic_output,
+    read_standard_input,
+    read_text,
+    refuse_existing,
+    write_standard_output,
+)
 from audiovq.model import AudioVQ
 from audiovq.segment import HEADER as SEGMENT_COLUMNS
-from audiovq.segment import expand, parse_segments, run_lengths, segment, write_segments
+from audiovq.segment import MAX_UNIT, expand, parse_segments, run_lengths, segment, write_segments
 
 DECODE_FRAMES = 512
 """Frames between two writes of decoded samples."""
-MOST_SEGMENT_FRAMES = 1 << 24
-"""Frames that segments may last: a line of text can claim any number of them."""
 _AVQ_MAGIC, _NPY_MAGIC = b"AVQ", b"\x93NUMPY"
 
 
@@ -67,8 +71,7 @@ def encode_file(
     else:
         data = npy_bytes(indices)
     if str(target) == STDIO:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        write_standard_output(data)
     else:
         with atomic_output(target, overwrite=overwrite) as temporary:
             temporary.write_bytes(data)
@@ -117,7 +120,7 @@ def decode_file(
     """Decode a token file to 16-bit mono audio; "-" is standard input or output.
 
     source: `.npy` of tokens [n_q, T] or units [T], `.avq` of either form, segments (`.tsv`), or
-        units as text, one line of numbers; told by its first bytes.
+        units as text (`.txt`), one line of numbers.
     n_q: levels to decode, at most those of the file; all of them when None.
     keep_broken: of a live stream that breaks off or is damaged, decode what came before.
 
@@ -125,8 +128,7 @@ def decode_file(
     """
     if str(target) != STDIO:
         refuse_existing(target, overwrite=overwrite)
-    data = read_standard_input() if str(source) == STDIO else read_bytes(source)
-    tokens = _unpack(data, source, model.config.frame_rate, keep_broken=keep_broken)
+    tokens = _read(source, model.config.frame_rate, keep_broken=keep_broken)
     header = tokens.header
     if header is not None:
         check_header(model, header, str(source))
@@ -147,7 +149,8 @@ def decode_file(
             n_left -= len(wav[:n_left])
         file.write(stream.flush_decode().flatten().cpu().numpy()[:n_left])
     seconds = n_samples / model.config.sample_rate
-    return Transcoded(None, (levels, frames), seconds, len(data), tokens.broken)
+    n_bytes = 0 if str(source) == STDIO else Path(source).stat().st_size
+    return Transcoded(None, (levels, frames), seconds, n_bytes, tokens.broken)
 
 
 def check_header(model: AudioVQ, header: Header, name: str) -> None:
@@ -179,49 +182,39 @@ def check_levels(n_q: int | None, levels: int, name: str) -> int:
     return n_q
 
 
-def _unpack(data: bytes, source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens:
+def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens:
     """The tokens in any of the forms that `decode_file` takes."""
     suffix = Path(source).suffix.lower()
-    if data[:3] != _AVQ_MAGIC and data[:6] != _NPY_MAGIC:
-        if suffix == ".tsv" or data.startswith("\t".join(SEGMENT_COLUMNS).encode()):
-            return _unpack_segments(data, source, frame_rate)
-        if suffix == ".txt" or data[:1].isdigit():
-            return _unpack_text(data, source)
-    return unpack_tokens(data, str(source), keep_broken=keep_broken)
+    if str(source) == STDIO:
+        data = read_standard_input()
+        if data.startswith((_AVQ_MAGIC, _NPY_MAGIC)) or not data:
+            return unpack_tokens(data, str(source), keep_broken=keep_broken)
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return unpack_tokens(data, str(source))  # refuses it
+    elif suffix in (".tsv", ".txt"):
+        text = read_text(source)
+    else:
+        return read_tokens(source, keep_broken=keep_broken)
+    if suffix == ".tsv" or text.startswith(SEGMENT_COLUMNS[0]):
+        units = expand(parse_segments(text, source, frame_rate=frame_rate))
+    else:
+        units = _parse_units(text, source)
+    return Tokens(units.astype(np.uint16)[None])
 
 
-def _unpack_segments(data: bytes, source: str | Path, frame_rate: float) -> Tokens:
-    segments = parse_segments(_as_text(data, source), source, frame_rate=frame_rate)
-    n_frames = segments[-1].start + segments[-1].duration
-    if n_frames > MOST_SEGMENT_FRAMES:
-        raise FileRefused(
-            f"{source} lasts {n_frames / frame_rate:.0f} s by its last segment; segments may last "
-            f"{MOST_SEGMENT_FRAMES / frame_rate:.0f} s."
-        )
-    return _units(expand(segments), source)
-
-
-def _unpack_text(data: bytes, source: str | Path) -> Tokens:
-    lines = _as_text(data, source).strip().splitlines()
+def _parse_units(text: str, source: str | Path) -> np.ndarray:
+    lines = text.strip().splitlines()
     words = lines[0].split() if len(lines) == 1 else []
     if not words or not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
         raise FileRefused(
             f"{source} is not units as text, which are whole numbers between blanks on one line."
         )
-    return _units(np.array([int(word) for word in words]), source)
-
-
-def _units(units: np.ndarray, source: str | Path) -> Tokens:
-    if units.max() > 0xFFFF:
-        raise FileRefused(f"{source} holds the unit {units.max()}, which no codebook has.")
-    return Tokens(units.astype(np.uint16)[None])
-
-
-def _as_text(data: bytes, source: str | Path) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise FileRefused(f"{source} cannot be read as UTF-8 text.") from error
+    units = np.array([int(word) for word in words])
+    if units.max() > MAX_UNIT:
+        raise FileRefused(f"{source} has a unit outside 0..{MAX_UNIT}, which no codebook has.")
+    return units
 
 
 def _as_tensor(codes: np.ndarray, model: AudioVQ) -> torch.Tensor:

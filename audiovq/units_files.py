@@ -1,6 +1,5 @@
 """Folders of tokens as units: reading them, who speaks, and export for other tools' scorers."""
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from audiovq.alignments import SILENCE, Interval, find
+from audiovq.audio import audio_suffixes
 from audiovq.codes import TOKEN_SUFFIXES, read_tokens
-from audiovq.files import FileRefused, atomic_output
+from audiovq.files import FileRefused, atomic_output, read_text
 from audiovq.segment import expand, read_segments
 from audiovq.units import fill_silence
 
 SEGMENT_SUFFIX = ".tsv"
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a")
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,11 @@ def find_audio(folder: str | Path, names: Iterable[str] | None = None) -> dict[s
     folder = Path(folder)
     if not folder.is_dir():
         raise FileRefused(f"{folder} is no folder; name a folder of recordings.")
+    suffixes = audio_suffixes()
     found = {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+        if path.suffix.lower() in suffixes and path.is_file()
     }
     if not found:
         raise FileRefused(f"{folder} holds no audio; give WAV, FLAC, OGG, Opus or MP3 files.")
@@ -139,19 +139,16 @@ def speakers_by_rule(names: Sequence[str], rule: str) -> list[str]:
 
 
 def _speaker_table(path: Path) -> dict[str, str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileRefused(f"{path} cannot be read as UTF-8 text.") from error
-    rows = list(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [line.split("\t") for line in read_text(path).splitlines()]
     columns = (0, 1)
     if rows and "path" in rows[0] and "speaker" in rows[0]:
         columns = rows[0].index("path"), rows[0].index("speaker")
         rows = rows[1:]
     table: dict[str, str] = {}
     for row in rows:
-        if len(row) <= max(columns):
-            raise FileRefused(f"{path} has the line {row}; each has a path, a tab, a speaker.")
+        if len(row) <= max(columns) or not Path(row[columns[0]]).name:
+            line = " ".join(row)[:80]
+            raise FileRefused(f"{path} has the line {line!r}; each has a path, a tab, a speaker.")
         name = row[columns[0]]
         table[Path(name).with_suffix("").as_posix()] = row[columns[1]]
     return table

@@ -66,11 +66,13 @@ def encode(
 
     Example: audiovq encode speech.wav -o speech.npy
     """
+    from audiovq.audio import audio_suffixes
+
     suffix = ".tsv" if segment else _suffix(out, token_format)
     pairs = plan(
         sources,
         out,
-        _audio_suffixes(),
+        audio_suffixes(),
         lambda path: path.stem + suffix,
         recursive=recursive,
         what="audio files",
@@ -110,10 +112,3 @@ def _suffix(out: str | None, token_format: TokenFormat | None) -> str:
             raise typer.BadParameter(f"--format {token_format} contradicts the name {out}.")
         return named
     return f".{token_format or TokenFormat.NPY}"
-
-
-def _audio_suffixes() -> list[str]:
-    import soundfile
-
-    names = [name.lower() for name in soundfile.available_formats()]
-    return [f".{name}" for name in [*names, "aif", "opus", "oga"] if name != "raw"]

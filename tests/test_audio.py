@@ -1,11 +1,17 @@
 """Audio files: any rate and number of channels, refused clearly, written whole."""
 
+import os
+import struct
+
 import numpy as np
 import pytest
 import soundfile
 
-from audiovq.audio import AudioReader, load_audio, save_audio
+from audiovq import evaluate, prepare
+from audiovq.audio import AudioReader, audio_suffixes, load_audio, save_audio
+from audiovq.data import read_crop
 from audiovq.files import FileRefused
+from audiovq.units_files import find_audio
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
@@ -84,3 +90,113 @@ def test_an_output_that_exists_stays_as_it_was(tmp_path):
 def test_a_name_without_a_known_container_is_refused(tmp_path):
     with pytest.raises(FileRefused, match=r"\.wav or \.flac"):
         save_audio(tmp_path / "a.mp3", np.zeros(10), 16_000)
+
+
+def test_every_folder_is_searched_for_the_same_suffixes(tmp_path, rng):
+    suffixes = audio_suffixes()
+    assert len(set(suffixes)) == len(suffixes) > 20
+    assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in suffixes)
+    assert {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".w64", ".caf"} <= set(suffixes)
+    assert not {".raw", ".npy", ".avq", ".txt", ".tsv", ".m4a"} & set(suffixes)
+    for suffix in suffixes:
+        soundfile.write(tmp_path / f"{suffix[1:]}{suffix}", np.zeros(20_000), 16_000, format="WAV")
+    (tmp_path / "notes.txt").write_text("none")
+    names = {suffix[1:] for suffix in suffixes}
+    assert set(find_audio(tmp_path)) == names
+    assert {path.stem for path in evaluate._list_audio(tmp_path)[1]} == names
+    cuts, unreadable = prepare.find_recordings(tmp_path)
+    assert {cut.id for cut in cuts} == names
+    assert not unreadable
+
+
+def wav_at(rate: int, n_samples: int) -> bytes:
+    """16-bit mono WAV whose header says this rate."""
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + 2 * n_samples, b"WAVE", b"fmt ", 16, 1, 1,
+        rate, 2 * rate, 2, 16, b"data", 2 * n_samples,
+    ) + bytes(2 * n_samples)  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 201_000_000])
+def test_a_rate_that_no_sound_has_is_refused(tmp_path, rate):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_at(rate, 70_000))
+    read = (lambda: load_audio(path, 16_000), lambda: read_crop(path, 0, 100, 16_000))
+    for attempt in (*read, lambda: prepare.scan_file(path)):
+        with pytest.raises(FileRefused, match=f"sample rate of {rate} Hz"):
+            attempt()
+
+
+@pytest.mark.parametrize("rate", [1_000, 768_000])
+def test_the_outermost_rates_are_read(tmp_path, rate):
+    (tmp_path / "a.wav").write_bytes(wav_at(rate, 4_000))
+    assert len(load_audio(tmp_path / "a.wav", 16_000)) == round(4_000 * 16_000 / rate)
+
+
+def test_many_channels_cost_no_more_memory(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.zeros((3_000, 1_000), np.int16), 16_000)
+    sizes = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda file, n, **options: sizes.append(n) or read(file, n, **options),
+    )
+    assert load_audio(tmp_path / "a.wav", 16_000).tolist() == [0.0] * 3_000
+    assert max(sizes) * 1_000 <= 1 << 21
+
+
+@pytest.mark.parametrize("peak", [32_767.0, 3e38])
+def test_samples_far_beyond_full_scale_are_refused(tmp_path, peak):
+    wav = np.full((9, 2), -peak, np.float32)
+    soundfile.write(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")
+    with pytest.raises(FileRefused, match="full scale is 1"):
+        load_audio(tmp_path / "a.wav", 16_000)
+    soundfile.write(tmp_path / "a.wav", wav / peak * 3, 16_000, subtype="FLOAT")
+    assert load_audio(tmp_path / "a.wav", 16_000).tolist() == [-3.0] * 9
+
+
+@pytest.mark.parametrize("error", [soundfile.LibsndfileError(2), RuntimeError("x"), OSError("x")])
+def test_whatever_libsndfile_raises_is_a_refusal(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_at(16_000, 10))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    with pytest.raises(FileRefused, match="damaged"):
+        load_audio(path, 16_000)
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", fail)
+    monkeypatch.setattr(soundfile.SoundFile, "__del__", lambda _: None)
+    with pytest.raises(FileRefused, match="not audio"):
+        load_audio(path, 16_000)
+
+
+def test_what_may_not_be_read_is_not_called_something_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_at(16_000, 10))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(FileRefused, match="device or pipe"):
+        load_audio(tmp_path / "fifo", 16_000)
+    for name in ("a\0b.wav", "x" * 300 + ".wav", path / "b.wav"):
+        with pytest.raises(FileRefused):
+            load_audio(tmp_path / name, 16_000)
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)  # root may read what has mode 000
+    with pytest.raises(FileRefused, match="cannot be read: Permission denied"):
+        load_audio(path, 16_000)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_names_in_another_encoding_are_read_and_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    wav = np.linspace(-0.5, 0.5, 5_000, dtype=np.float32)
+    save_audio(path, wav, 16_000)
+    assert os.listdir(os.fsencode(tmp_path)) == [b"caf\xe9.wav"]
+    assert np.allclose(load_audio(path, 16_000), wav, atol=1 / 32_768)
+    assert np.allclose(read_crop(path, 0, 5_000, 16_000), wav, atol=1 / 32_768)
+    assert prepare.scan_file(path).n_samples == 5_000

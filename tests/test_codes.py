@@ -2,14 +2,16 @@
 
 import io
 import json
+import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from audiovq import FileRefused, Header, read_tokens, write_avq, write_npy
-from audiovq.codes import StreamReader, StreamWriter, pack_avq, read_avq, unpack_avq
+from audiovq.codes import StreamReader, StreamWriter, npy_bytes, pack_avq, read_avq, unpack_avq
 
 HEADER = Header("a model", "0123456789abcdef", 16_000, 320, 1024, 3, 320 * 7 - 5)
 
@@ -216,3 +218,111 @@ def test_a_file_that_exists_is_kept(tmp_path, codes):
 def test_a_header_checks_its_fields(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Header(**(HEADER.__dict__ | change))
+
+
+def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
+    length = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + data
+
+
+def npy_header(shape: str, descr: str = "'<u2'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\3\4",
+        npy(npy_header("(2, 4398046511104)")),  # 16 TiB
+        npy(npy_header("(1, 2)"), bytes(3)),
+        npy(npy_header("(1, 2)"), bytes(5)),
+        npy(npy_header("(-1, -2)"), bytes(4)),
+        npy(npy_header(f"(0x1{'0' * 5000}, 1)")),
+        npy(npy_header("(1, 1L)")),
+        npy(npy_header("(1, 1)", "[]")),
+        npy(npy_header("(1, 1)", "('u2', -1)")),
+        npy(npy_header("(1, 1)", "[('a', 'u2', 99999999999999999999)]")),
+        npy(npy_header("(1, 1)", "()")),
+        npy(npy_header("(1, 1)", "('u2', [1])")),
+        npy("{" + npy_header("(1, 1)")),
+        npy("(" * 5000),
+        npy("'''"),
+        npy("9" * 5000),
+        npy("{'descr': {}}"),
+        npy("-" * 9000 + "1"),
+        npy("1" + "+1j" * 3000),
+        npy(npy_header("(1, 1)"), bytes(2), version=4),
+        npy(npy_header("(1, 1)") + " " * 20_000, bytes(2), version=2),
+    ],
+)
+def test_a_broken_array_is_refused(tmp_path, content):
+    (tmp_path / "m.npy").write_bytes(content)
+    with pytest.raises(FileRefused, match=r"m\.npy"):
+        read_tokens(tmp_path / "m.npy")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_every_version_and_order_of_npy_is_read(tmp_path, version):
+    array = np.arange(6, dtype=np.int32).reshape(2, 3)
+    for order in "CF":
+        with (tmp_path / "a.npy").open("wb") as file:
+            np.lib.format.write_array(file, np.array(array, order=order), (version, 0))
+        indices = read_tokens(tmp_path / "a.npy").indices
+        np.testing.assert_array_equal(indices, array)
+        assert indices.flags.writeable
+        assert indices.flags.c_contiguous
+
+
+def avq(header: bytes, data: bytes = b"") -> bytes:
+    body = b"AVQ1" + struct.pack(">H", len(header)) + header + data
+    return body + struct.pack(">I", zlib.crc32(body))
+
+
+@pytest.mark.parametrize(
+    ("change", "data"),
+    [
+        ({"n_q": 1 << 62}, b""),
+        ({"n_q": 80_000_000, "codebook_size": 2, "n_samples": 1}, bytes(10_000_000)),
+        ({"n_samples": 10**400}, b""),
+        ({"n_samples": 1 << 63, "hop_length": 1}, b""),
+        ({"sample_rate": 10**400}, bytes(27)),
+        ({"hop_length": 1 << 62}, bytes(4)),
+        ({"model": "m" * 2000}, bytes(27)),
+    ],
+)
+def test_a_header_that_claims_too_much_is_refused(change, data):
+    with pytest.raises(FileRefused, match="damaged"):
+        unpack_avq(avq(json.dumps(HEADER.__dict__ | change).encode(), data))
+
+
+@pytest.mark.parametrize("header", [b"[" * 60_000, b'{"n_q":' * 8_000, b"9" * 60_000])
+def test_a_header_that_the_parser_chokes_on_is_refused(header):
+    with pytest.raises(FileRefused, match="damaged"):
+        unpack_avq(avq(header))
+
+
+@pytest.mark.parametrize("n_samples", [(1 << 48) + 1, (1 << 64) - 1])
+def test_an_end_that_claims_too_much_is_refused(codes, n_samples):
+    with pytest.raises(FileRefused, match="damaged"):
+        unpack_avq(live_stream(codes, HEADER, n_samples))
+
+
+def test_what_is_something_else_is_not_read_to_its_end():
+    for name in ("/dev/zero", "/dev/null"):
+        with pytest.raises(FileRefused, match="not a token file"):
+            read_tokens(name)
+
+
+@pytest.mark.parametrize("name", ["a\0b.npy", "a\ud800b.npy", "x" * 300 + ".npy"])
+def test_names_that_the_system_does_not_take_are_refused(name):
+    with pytest.raises(FileRefused):
+        read_tokens(name)
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path, codes):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for data in (pack_avq(codes, HEADER), npy_bytes(codes)):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(fifo.write_bytes, data)
+            np.testing.assert_array_equal(read_tokens(fifo).indices, codes)

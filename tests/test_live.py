@@ -169,6 +169,12 @@ def test_floats_beyond_float32_are_refused(tiny_model):
         encoded(tiny_model, data)
 
 
+def test_samples_far_beyond_full_scale_are_refused(tiny_model):
+    encoded(tiny_model, as_wav(np.full(9, 90.0), "FLOAT"))
+    with pytest.raises(FileRefused, match="up to 20000"):
+        encoded(tiny_model, as_wav(np.full(9, 20_000.0), "FLOAT"))
+
+
 def test_of_a_broken_stream_every_whole_chunk_is_kept(tiny_model, samples):
     """Wherever it is cut: no more than what came whole, and no less."""
     data = in_chunks(tiny_model, samples)

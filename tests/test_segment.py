@@ -115,6 +115,11 @@ def test_segment_files_round_trip(tmp_path: Path, frame_rate: float) -> None:
         ("unit\tstart\tduration\n1\t0\tinf\n", "want unit"),
         ("unit\tstart\tduration\n1\t0.5\t1\n", "does not follow"),
         ("unit\tstart\tduration\n1\t0\t0\n", "does not follow"),
+        ("unit\tstart\tduration\n1\t0\t1000000000\n", "more than"),
+        ("unit\tstart\tduration\n65536\t0\t1\n", "unit outside"),
+        ("unit\tstart\tduration\n-1\t0\t1\n", "unit outside"),
+        ("unit\tstart\tduration\n1\t0\t" + "1" * 200_000, "not a segment file: field larger"),
+        ("unit\tstart\tduration\n1\r0\t1\n", "want unit"),
     ],
 )
 def test_foreign_segment_files_are_refused(tmp_path: Path, text: str, says: str) -> None:

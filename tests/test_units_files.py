@@ -81,6 +81,14 @@ def test_triphones_are_three_phones_without_silence_or_gap() -> None:
     assert len(triphones([np.zeros(20, dtype=int)], [alignment], ["s"])) == 1  # d ends at 25
 
 
+@pytest.mark.parametrize("row", ["a", "\ts", "/\ts", ""])
+def test_a_table_of_speakers_with_a_broken_line_is_refused(tmp_path: Path, row: str) -> None:
+    table = tmp_path / "speakers.tsv"
+    table.write_text(f"a.wav\ts\n{row}\n")
+    with pytest.raises(FileRefused, match="each has a path, a tab, a speaker"):
+        speakers_by_rule(["a"], str(table))
+
+
 def test_abx_without_fastabx_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastabx", None)
     with pytest.raises(FileRefused, match=r"Python 3.12 .* pip install"):
