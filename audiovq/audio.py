@@ -125,10 +125,29 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     return np.concatenate(list(AudioReader(path, sample_rate)))
 
 
+def as_int16(wav: np.ndarray) -> np.ndarray:
+    """Samples in -1..1 as int16: rounded to the nearest, and clipped beyond.
+
+    All decoded sound goes through here: libsndfile would round down, and so make other samples.
+    """
+    return np.clip(np.rint(wav * np.float32(32768)), -32768, 32767).astype(np.int16)
+
+
+class AudioWriter:
+    """What `audio_writer` gives."""
+
+    def __init__(self, file: soundfile.SoundFile) -> None:
+        self._file = file
+
+    def write(self, wav: np.ndarray) -> None:
+        """Append float32 samples [n]; those beyond -1..1 are clipped."""
+        self._file.write(as_int16(wav))
+
+
 @contextmanager
 def audio_writer(
     path: str | Path, sample_rate: int, *, overwrite: bool = False
-) -> Iterator[soundfile.SoundFile]:
+) -> Iterator[AudioWriter]:
     """A 16-bit mono file to `.write` float32 samples to; it appears only when it is complete.
 
     `path` ends in .wav or .flac (the container follows it), or is "-" for WAV on standard output.
@@ -137,7 +156,7 @@ def audio_writer(
     if str(path) == STDIO:
         buffer = io.BytesIO()
         with soundfile.SoundFile(buffer, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
-            yield file
+            yield AudioWriter(file)
         write_standard_output(buffer.getvalue())
         return
     suffix = Path(path).suffix.lower()
@@ -148,7 +167,7 @@ def audio_writer(
             with soundfile.SoundFile(
                 spelled(temporary), "w", sample_rate, 1, "PCM_16", format=suffix[1:].upper()
             ) as file:
-                yield file
+                yield AudioWriter(file)
         except soundfile.LibsndfileError as error:
             raise FileRefused(f"{path} cannot be written: {error.error_string}") from error
 

@@ -123,11 +123,13 @@ class Header:
 class Tokens:
     """The contents of a token file.
 
-    `indices` is uint16 [n_q, T]. `header` is None for `.npy`, which does not carry one.
+    `indices` is uint16 [n_q, T]. `header` is None for `.npy`, which does not carry one. `broken`
+    says why the end of a live stream is missing, of which the part before was to be kept.
     """
 
     indices: np.ndarray
     header: Header | None = None
+    broken: str | None = None
 
 
 def write_npy(path: str | Path, indices: np.ndarray, *, overwrite: bool = False) -> None:
@@ -146,7 +148,7 @@ def npy_bytes(indices: np.ndarray) -> bytes:
 def read_npy(path: str | Path) -> Tokens:
     """Read a `.npy` token file.
 
-    Accepts any unsigned or signed integer array [n_q, T] with values in 0..65535.
+    Accepts any unsigned or signed integer array [n_q, T], or units [T], with values in 0..65535.
     Raises `FileRefused` for anything else, pickled files included.
     """
     return Tokens(_parse_npy(_read_bytes(path), str(path)))
@@ -165,15 +167,21 @@ def read_avq(path: str | Path) -> Tokens:
     return unpack_avq(_read_bytes(path), str(path))
 
 
-def read_tokens(path: str | Path) -> Tokens:
-    """Read a token file of either kind: the format is told by its first bytes."""
-    return unpack_tokens(_read_bytes(path), str(path))
+def read_tokens(path: str | Path, *, keep_broken: bool = False) -> Tokens:
+    """Read a token file of either kind: the format is told by its first bytes.
+
+    keep_broken: see `unpack_avq`.
+    """
+    return unpack_tokens(_read_bytes(path), str(path), keep_broken=keep_broken)
 
 
-def unpack_tokens(data: bytes, name: str = "the stream") -> Tokens:
-    """The contents of a token file of either kind; `name` stands in `FileRefused`'s messages."""
+def unpack_tokens(data: bytes, name: str = "the stream", *, keep_broken: bool = False) -> Tokens:
+    """The contents of a token file of either kind; `name` stands in `FileRefused`'s messages.
+
+    keep_broken: see `unpack_avq`.
+    """
     if data[:3] == MAGIC[:3]:
-        return unpack_avq(data, name)
+        return unpack_avq(data, name, keep_broken=keep_broken)
     return Tokens(_parse_npy(data, name))
 
 
@@ -189,15 +197,19 @@ def pack_avq(indices: np.ndarray, header: Header) -> bytes:
     return body + struct.pack(">I", zlib.crc32(body))
 
 
-def unpack_avq(data: bytes, name: str = "the stream") -> Tokens:
+def unpack_avq(data: bytes, name: str = "the stream", *, keep_broken: bool = False) -> Tokens:
     """The codes and header of an `.avq` file of either form; `name` stands in `FileRefused`'s
-    messages."""
+    messages.
+
+    keep_broken: of a live stream that breaks off or is damaged, keep what came before. A whole
+        recording has one checksum, so that nothing of a damaged one can be trusted.
+    """
     if data[:4] == STREAM_MAGIC:
-        reader = StreamReader(io.BytesIO(data), name)
+        reader = StreamReader(io.BytesIO(data), name, keep_broken=keep_broken)
         codes = np.concatenate([np.zeros((reader.header.n_q, 0), np.uint16), *reader], axis=1)
         if not codes.size:
             raise FileRefused(f"{name} holds no tokens; its stream ended before the first frame.")
-        return Tokens(codes, reader.header)
+        return Tokens(codes, reader.header, reader.broken)
     if data[:3] != MAGIC[:3]:
         raise FileRefused(f"{name} is not an .avq token file; encode it with audiovq.")
     if data[3:4] != MAGIC[3:4]:
@@ -251,13 +263,26 @@ class StreamReader:
 
     After the last chunk, `header.n_samples` is the number of samples; before, it is 0.
     Raises `FileRefused` when the stream is foreign, altered, or ends before its end.
+
+    magic: the first 4 bytes, when they have been read already.
+    keep_broken: where the chunks are altered or end early, stop after the last one whose checksum
+        holds instead, and say why in `broken`. Its frames are then taken to be whole ones.
     """
 
-    def __init__(self, file: BinaryIO, name: str = "the stream") -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        name: str = "the stream",
+        *,
+        magic: bytes = b"",
+        keep_broken: bool = False,
+    ) -> None:
+        self.broken: str | None = None
         self._file = file
         self._name = name
-        self._crc = 0
-        magic = self._read(4)
+        self._keep_broken = keep_broken
+        self._crc = zlib.crc32(magic)
+        magic += self._read(4 - len(magic))
         if magic != STREAM_MAGIC:
             raise FileRefused(f"{name} is not a live .avq stream; audiovq stream encode makes one.")
         (n_head,) = struct.unpack(">H", self._read(2))
@@ -267,28 +292,38 @@ class StreamReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         n_frames = 0
-        while True:
-            (n_new,) = struct.unpack(">H", self._read(2))
-            if not n_new:
-                break
-            n_bits = n_new * self.header.n_q * self.header.bits_per_code
-            packed = self._read(-(-n_bits // 8))
+        try:
+            while n_new := struct.unpack(">H", self._read(2))[0]:
+                n_bits = n_new * self.header.n_q * self.header.bits_per_code
+                packed = self._read(-(-n_bits // 8))
+                self._check()
+                codes = _unpack_codes(packed, n_new, self.header, self._name)
+                n_frames += n_new
+                yield codes
+            (n_samples,) = struct.unpack(">Q", self._read(8))
             self._check()
-            yield _unpack_codes(packed, n_new, self.header, self._name)
-            n_frames += n_new
-        (n_samples,) = struct.unpack(">Q", self._read(8))
-        self._check()
+            self._end_at(n_samples)
+            if self.header.n_frames != n_frames or self._file.read(1):
+                raise _damaged(self._name)
+        except FileRefused as error:
+            if not self._keep_broken:
+                raise
+            self.broken = str(error)
+            if self.header.n_frames != n_frames:
+                self._end_at(n_frames * self.header.hop_length)
+
+    def _end_at(self, n_samples: int) -> None:
         try:
             self.header = replace(self.header, n_samples=n_samples)
         except ValueError as error:
             raise _damaged(self._name) from error
-        if self.header.n_frames != n_frames or self._file.read(1):
-            raise _damaged(self._name)
 
     def _read(self, n_bytes: int) -> bytes:
         data = self._file.read(n_bytes)
         if len(data) < n_bytes:
-            raise FileRefused(f"{self._name} broke off before its end.")
+            raise FileRefused(
+                f"{self._name} broke off before its end; --keep-broken decodes what came before."
+            )
         self._crc = zlib.crc32(data, self._crc)
         return data
 
@@ -399,6 +434,8 @@ def _parse_npy(data: bytes, name: str) -> np.ndarray:
     start = file.tell()
     if dtype.hasobject:  # pickled
         raise _foreign(name)
+    if len(shape) == 1:
+        shape = (1, *shape)  # units alone are level 0
     if len(shape) != 2 or dtype.kind not in "iu" or min(shape) < 0:
         raise FileRefused(
             f"{name} holds {str(dtype)[:40]} {_short(shape)}; tokens are whole numbers "

@@ -145,8 +145,13 @@ def read_segments(path: str | Path, *, frame_rate: float = 50.0) -> list[Segment
 
     Units are at most `MAX_UNIT`, and all segments together last at most `MAX_FRAMES`.
     """
+    return parse_segments(read_text(path), path, frame_rate=frame_rate)
+
+
+def parse_segments(text: str, path: str | Path, *, frame_rate: float = 50.0) -> list[Segment]:
+    """`read_segments` of a text; `path` stands in `FileRefused`'s messages."""
     try:
-        rows = list(csv.reader(io.StringIO(read_text(path)), delimiter="\t"))
+        rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
     except csv.Error as error:
         raise FileRefused(f"{path} is not a segment file: {error}.") from error
     if not rows or tuple(rows[0]) != HEADER:

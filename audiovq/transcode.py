@@ -1,6 +1,5 @@
 """Files to files: audio to tokens and back, block by block, in bounded memory."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,22 @@ import numpy as np
 import torch
 
 from audiovq.audio import STDIO, AudioInfo, AudioReader, audio_writer
-from audiovq.codes import npy_bytes, pack_avq, read_tokens, unpack_tokens
-from audiovq.files import FileRefused, atomic_output, refuse_existing
+from audiovq.codes import Header, Tokens, npy_bytes, pack_avq, read_tokens, unpack_tokens
+from audiovq.files import (
+    FileRefused,
+    atomic_output,
+    read_standard_input,
+    read_text,
+    refuse_existing,
+    write_standard_output,
+)
 from audiovq.model import AudioVQ
-from audiovq.segment import run_lengths, segment, write_segments
+from audiovq.segment import HEADER as SEGMENT_COLUMNS
+from audiovq.segment import MAX_UNIT, expand, parse_segments, run_lengths, segment, write_segments
 
 DECODE_FRAMES = 512
 """Frames between two writes of decoded samples."""
+_AVQ_MAGIC, _NPY_MAGIC = b"AVQ", b"\x93NUMPY"
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class Transcoded:
     """Duration of the audio at the model's rate."""
     n_bytes: int
     """Size of the token file."""
+    broken: str | None = None
+    """Why the end of a live stream is missing, of which the part before was to be kept."""
 
 
 def encode_file(
@@ -69,8 +79,7 @@ def encode_file(
     else:
         data = npy_bytes(indices)
     if str(target) == STDIO:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        write_standard_output(data)
     else:
         with atomic_output(target, overwrite=overwrite) as temporary:
             temporary.write_bytes(data)
@@ -107,39 +116,117 @@ def segment_file(
 
 
 def decode_file(
-    model: AudioVQ, source: str | Path, target: str | Path, *, overwrite: bool = False
+    model: AudioVQ,
+    source: str | Path,
+    target: str | Path,
+    *,
+    n_q: int | None = None,
+    keep_broken: bool = False,
+    overwrite: bool = False,
 ) -> Transcoded:
     """Decode a token file to 16-bit mono audio; "-" is standard input or output.
+
+    source: `.npy` of tokens [n_q, T] or units [T], `.avq` of either form, segments (`.tsv`), or
+        units as text (`.txt`), one line of numbers.
+    n_q: levels to decode, at most those of the file; all of them when None.
+    keep_broken: of a live stream that breaks off or is damaged, decode what came before.
 
     Raises `FileRefused` for either file, and for tokens that another model made.
     """
     if str(target) != STDIO:
         refuse_existing(target, overwrite=overwrite)
-    tokens = unpack_tokens(sys.stdin.buffer.read(), "-") if str(source) == STDIO else None
-    tokens = tokens or read_tokens(source)
-    header, hop = tokens.header, model.config.hop_length
-    if header is not None and header.fingerprint != model.fingerprint:
-        raise FileRefused(
-            f"{source} was made by model {header.model} ({header.fingerprint}), not by "
-            f"{model.name} ({model.fingerprint}); name that model with --model."
-        )
+    tokens = _read(source, model.config.frame_rate, keep_broken=keep_broken)
+    header = tokens.header
+    if header is not None:
+        check_header(model, header, str(source))
     levels, frames = tokens.indices.shape
     try:
         model.check_n_q(levels)
         model.check_range(0, int(tokens.indices.max()))
     except ValueError as error:
         raise FileRefused(f"{source} does not fit the model {model.name}: {error}") from error
-    n_left = n_samples = header.n_samples if header is not None else frames * hop
-    codes = torch.from_numpy(tokens.indices.astype(np.int64))[None].to(model.device)
+    levels = check_levels(n_q, levels, str(source))
+    n_left = n_samples = header.n_samples if header else frames * model.config.hop_length
     stream = model.stream()
     with audio_writer(target, model.config.sample_rate, overwrite=overwrite) as file:
-        for block in codes.split(DECODE_FRAMES, dim=2):
-            wav = stream.decode(block).flatten().cpu().numpy()
+        for start in range(0, frames, DECODE_FRAMES):
+            block = tokens.indices[:levels, start : start + DECODE_FRAMES]
+            wav = stream.decode(_as_tensor(block, model)).flatten().cpu().numpy()
             file.write(wav[:n_left])
             n_left -= len(wav[:n_left])
         file.write(stream.flush_decode().flatten().cpu().numpy()[:n_left])
+    seconds = n_samples / model.config.sample_rate
     n_bytes = 0 if str(source) == STDIO else Path(source).stat().st_size
-    return Transcoded(None, (levels, frames), n_samples / model.config.sample_rate, n_bytes)
+    return Transcoded(None, (levels, frames), seconds, n_bytes, tokens.broken)
+
+
+def check_header(model: AudioVQ, header: Header, name: str) -> None:
+    """Raise `FileRefused` when tokens with this header are not of the model.
+
+    name: of the file, for the message.
+    """
+    if header.fingerprint != model.fingerprint:
+        raise FileRefused(
+            f"{name} was made by model {header.model} ({header.fingerprint}), not by "
+            f"{model.name} ({model.fingerprint}); name that model with --model."
+        )
+    own = model.header(model.config.n_codebooks, 0)
+    for field in ("sample_rate", "hop_length", "codebook_size", "n_q"):
+        says, has = getattr(header, field), getattr(own, field)
+        if says > has or (says != has and field != "n_q"):
+            raise FileRefused(
+                f"{name} says {field} {says}, which {model.name} ({has}) cannot have made; "
+                "encode the audio again."
+            )
+
+
+def check_levels(n_q: int | None, levels: int, name: str) -> int:
+    """`n_q`, or all `levels` of the file when it is None. Raises `FileRefused` beyond them."""
+    if n_q is None:
+        return levels
+    if not 1 <= n_q <= levels:
+        raise FileRefused(f"{name} has {levels} levels; n_q must be in 1..{levels}, not {n_q}.")
+    return n_q
+
+
+def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens:
+    """The tokens in any of the forms that `decode_file` takes."""
+    suffix = Path(source).suffix.lower()
+    if str(source) == STDIO:
+        data = read_standard_input()
+        if data.startswith((_AVQ_MAGIC, _NPY_MAGIC)) or not data:
+            return unpack_tokens(data, str(source), keep_broken=keep_broken)
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return unpack_tokens(data, str(source))  # refuses it
+    elif suffix in (".tsv", ".txt"):
+        text = read_text(source)
+    else:
+        return read_tokens(source, keep_broken=keep_broken)
+    if suffix == ".tsv" or text.startswith(SEGMENT_COLUMNS[0]):
+        units = expand(parse_segments(text, source, frame_rate=frame_rate))
+    else:
+        units = _parse_units(text, source)
+    return Tokens(units.astype(np.uint16)[None])
+
+
+def _parse_units(text: str, source: str | Path) -> np.ndarray:
+    lines = text.strip().splitlines()
+    words = lines[0].split() if len(lines) == 1 else []
+    if not words or not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
+        raise FileRefused(
+            f"{source} is not units as text, which are whole numbers between blanks on one line."
+        )
+    units = np.array([int(word) for word in words])
+    if units.max() > MAX_UNIT:
+        raise FileRefused(f"{source} has a unit outside 0..{MAX_UNIT}, which no codebook has.")
+    return units
+
+
+def _as_tensor(codes: np.ndarray, model: AudioVQ) -> torch.Tensor:
+    """Codes [n_q, T] as int64 [1, n_q, T] where the model is."""
+    return torch.from_numpy(codes.astype(np.int64))[None].to(model.device)
 
 
 def _as_numpy(codes: torch.Tensor) -> np.ndarray:

@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
+from .options import (
+    Device,
+    DeviceOption,
+    Force,
+    Json,
+    KeepBroken,
+    Model,
+    Quiet,
+    Recursive,
+    load_model,
+)
 from .plan import plan
 from .work import Done, OnProgress, work
 
@@ -12,7 +22,10 @@ from .work import Done, OnProgress, work
 def decode(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="TOKENS|DIR...", help='.npy or .avq; "-" is standard input.'),
+        typer.Argument(
+            metavar="TOKENS|DIR...",
+            help='.npy, .avq, segments (.tsv) or units as text (.txt); "-" is standard input.',
+        ),
     ],
     out: Annotated[
         str | None,
@@ -23,6 +36,11 @@ def decode(
             "given. A name without a suffix is a folder, as is one that ends in /.",
         ),
     ] = None,
+    n_q: Annotated[
+        int | None,
+        typer.Option("--n-q", help="Levels to decode, the first ones of the file; all if unset."),
+    ] = None,
+    keep_broken: KeepBroken = False,
     model: Model = "default",
     device: DeviceOption = Device.AUTO,
     force: Force = False,
@@ -33,7 +51,11 @@ def decode(
     """Turn tokens back into audio.
 
     A .npy file holds whole frames and is taken to be of the model at hand; an .avq file knows its
-    model and its number of samples.
+    model and its number of samples. Folders are searched for these two.
+
+    Units decode as well: segments with their durations, an array [frames], or one line of numbers
+    between blanks, a frame each. Text whose repeats were merged has lost the durations, and plays
+    each unit for one frame.
 
     Example: audiovq decode speech.npy -o speech.decoded.wav
     """
@@ -47,16 +69,19 @@ def decode(
         what="token files (.npy, .avq)",
     )
     codec = load_model(model, device)
+    codec.check_n_q(n_q)
 
     def convert(source: str, target: str, on_progress: OnProgress) -> Done:
         from audiovq.transcode import decode_file
 
-        done = decode_file(codec, source, target, overwrite=force)
+        done = decode_file(codec, source, target, n_q=n_q, keep_broken=keep_broken, overwrite=force)
         levels, frames = done.shape
         rate = codec.config.sample_rate
         line = f"{source} -> {target}: {done.seconds:.2f} s at {rate} Hz"
+        if done.broken is not None:
+            line += f"; the source is not whole, its first {frames} frames are decoded"
         facts = {"n_q": levels, "frames": frames, "bitrate": codec.config.bitrate(levels)}
-        facts |= {"seconds": done.seconds, "bytes": done.n_bytes}
+        facts |= {"seconds": done.seconds, "bytes": done.n_bytes, "whole": done.broken is None}
         return Done(line, facts, done.seconds)
 
     work(todo, convert, quiet=quiet, as_json=as_json)

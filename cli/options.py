@@ -31,6 +31,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line on standard output.")
 ]
+KeepBroken = Annotated[
+    bool,
+    typer.Option("--keep-broken", help="Of a live stream that broke off, decode what is there."),
+]
 
 
 def load_model(name: str, device: Device = Device.CPU) -> "AudioVQ":

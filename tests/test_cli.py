@@ -117,6 +117,7 @@ def test_json_tells_programs_what_was_written(run, folder, tmp_path):
         "source": one["target"],
         "target": str(tmp_path / "wavs" / "one.wav"),
         **{key: one[key] for key in ("n_q", "frames", "bitrate", "seconds", "bytes")},
+        "whole": True,
     }
 
 

@@ -1,6 +1,8 @@
 """Live streams through pipes: the tokens of the file, frame by frame, and clear refusals."""
 
 import io
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 from audiovq import FileRefused, read_tokens
 from audiovq.codes import unpack_tokens
 from audiovq.live import decode_live, encode_live
+from audiovq_cli.stream import _until_stopped, _was_stopped
 
 RATE = 16_000
 
@@ -152,7 +155,7 @@ def test_a_stream_of_another_model_is_refused(tiny_model, samples):
         (b"RIFF\0\0\0\0WAVE", "not WAV"),
         (b"RIFF\0\0\0\0WAVEdata\0\0\0\0\0\0", "not WAV"),
         (as_wav(np.zeros(0, np.float32)), "no samples"),
-        (as_wav(np.zeros(9, np.float32), subtype="PCM_24"), "not WAV"),
+        (as_wav(np.zeros(9, np.float32), subtype="ALAW"), "not WAV"),
         (as_wav(np.full(9, np.nan, np.float32), subtype="FLOAT"), "not finite"),
     ],
 )
@@ -197,9 +200,86 @@ def test_the_commands_say_what_is_wrong(tiny_folder):
     for arguments, data, code, message in (
         (("encode", "--raw"), b"", 2, b"--rate"),
         (("encode", *model), b"", 1, b"no samples"),
-        (("decode", *model), b"AVQ1", 1, b"not a live"),
+        (("decode", *model), b"AVQ1", 1, b"damaged"),
+        (("decode", *model), b"AVQS", 1, b"broke off"),
     ):
         done = command(*arguments, data=data)
         assert (done.returncode, done.stdout) == (code, b"")
         assert message in done.stderr
         assert b"Traceback" not in done.stderr
+
+
+def test_what_is_no_pipe_is_one_sentence(tiny_folder, samples, tmp_path):
+    """Closed ones, full ones, and ones that nobody reads any more."""
+    (tmp_path / "a.wav").write_bytes(as_wav(samples))
+    audiovq = f"{sys.executable} -m audiovq_cli stream"
+    sound = f"--model {tiny_folder} < {tmp_path}/a.wav"
+    for line, message in (
+        (f"{audiovq} encode <&-", "pipe sound into it"),
+        (f"{audiovq} decode < /dev/null >&-", "must be open"),
+        (f"{audiovq} encode {sound} > /dev/full", "No space left"),
+        (f"{audiovq} encode {sound} | true; exit ${{PIPESTATUS[0]}}", "has ended"),
+    ):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, check=False, text=True)
+        assert done.returncode == 1, (line, done.stderr)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_input(monkeypatch, name):
+    """What is in the pipe by then is read, and nobody has to close it."""
+    before = signal.getsignal(signal.Signals[name])
+    out, into = os.pipe()
+    with open(out) as stdin, open(into, "wb", buffering=0) as microphone:
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("audiovq_cli.stream.GRACE", 0.1)
+        microphone.write(bytes(10))
+        with _until_stopped() as source:
+            assert source.read(10) == bytes(10)
+            microphone.write(bytes(60_000))
+            os.kill(os.getpid(), signal.Signals[name])
+            assert source.read() == bytes(60_000)
+            assert _was_stopped(source)
+    assert signal.getsignal(signal.Signals[name]) is before
+
+
+def test_a_signal_ends_a_file_of_any_length(monkeypatch, tmp_path):
+    (tmp_path / "long").write_bytes(bytes(1 << 23))
+    with open(tmp_path / "long") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with _until_stopped() as source:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert len(source.read()) <= 1 << 21
+
+
+def test_signals_that_are_ignored_stay_so(monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with open(os.devnull) as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            with _until_stopped() as source:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert not _was_stopped(source)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_stopped_recording_is_whole(tiny_model, tiny_folder, samples):
+    """Nobody ends the input, as nobody ends a microphone."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "audiovq_cli", "stream", "encode", "--model", str(tiny_folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        process.stdin.write(as_wav(samples))
+        process.stdin.flush()
+        head = process.stdout.read(100)  # it is at work
+        process.send_signal(signal.SIGINT)
+        data = head + process.stdout.read()
+    assert process.returncode == 0
+    assert unpack_tokens(data).header == tiny_model.header(4, len(samples))
+    whole = run_encode(tiny_model, as_wav(samples))
+    np.testing.assert_array_equal(unpack_tokens(data).indices, unpack_tokens(whole).indices)

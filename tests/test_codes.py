@@ -169,7 +169,8 @@ def test_pickles_are_never_loaded(tmp_path):
     [
         np.zeros((2, 3), np.float32),
         np.zeros((2, 3), bool),
-        np.zeros(3, np.int64),
+        np.zeros(0, np.int64),
+        np.array(3),
         np.zeros((1, 2, 3), np.uint16),
         np.zeros((2, 0), np.uint16),
         np.array([[-1]]),
