@@ -59,6 +59,13 @@ def encode(
         float | None,
         typer.Option(help="Of a segment: higher is fewer and longer ones. The model's if unset."),
     ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="With --segment: find the price that gives these sources so many a second.",
+        ),
+    ] = None,
 ) -> None:
     """Turn audio into tokens.
 
@@ -77,8 +84,15 @@ def encode(
     )
     if segment and any(target == STDIO for _, target in pairs):
         raise typer.BadParameter("segments go to a file; name one with -o.")
+    if rate is not None:
+        _check_rate(segment, price, sources)
     codec = load_model(model, device)
     codec.check_n_q(n_q)
+    if rate is not None:
+        from audiovq.transcode import fit_price
+
+        price = fit_price(codec, [source for source, _ in pairs], rate)
+        typer.echo(f"price for {rate:g} segments a second: --price {price:g}", err=True)
 
     def convert(source: str, target: str) -> float:
         from audiovq.transcode import encode_file, segment_file
@@ -101,6 +115,15 @@ def encode(
         return done.seconds
 
     finish(each(pairs, convert), len(pairs))
+
+
+def _check_rate(segment: bool, price: float | None, sources: list[str]) -> None:
+    if not segment:
+        raise typer.BadParameter("--rate goes with --segment.")
+    if price is not None:
+        raise typer.BadParameter("give --price or --rate, not both.")
+    if STDIO in sources:
+        raise typer.BadParameter("--rate listens twice; give a file, or --price.")
 
 
 def _suffix(out: str | None, token_format: TokenFormat | None) -> str:

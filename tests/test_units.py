@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from audiovq.alignments import Interval
+from audiovq.segment import run_lengths
 from audiovq.units import (
     adjusted_pnmi,
     best_shift,
@@ -20,7 +21,6 @@ from audiovq.units import (
     frame_labels,
     held_out_hits,
     match_boundaries,
-    merge_repeats,
     mutual_information,
     phone_changes,
     phone_given_unit,
@@ -283,7 +283,6 @@ def test_without_silence_only_boundaries_between_phones_count() -> None:
 
 
 def test_rate_and_bitrate_of_the_zerospeech_definition() -> None:
-    assert merge_repeats(np.array([1, 1, 2, 2, 1])).tolist() == [1, 2, 1]
     # Eight symbols, four kinds, even: 2 bits each, in two seconds.
     sequences = [np.array([0, 1, 2, 3]), np.array([3, 2, 1, 0])]
     assert zerospeech_bitrate(sequences, 2.0) == pytest.approx(8 / 2 * 2)
@@ -294,7 +293,7 @@ def test_evaluate_counts_rates_as_the_functions_do() -> None:
     labels, alignments = utterances(5)
     result = evaluate(labels, alignments, n_bootstrap=0).with_silence
     seconds = sum(map(len, labels)) / RATE
-    merged = [merge_repeats(x) for x in labels]
+    merged = [np.array([s.unit for s in run_lengths(x)]) for x in labels]
     assert result["units_per_second"].value == pytest.approx(sum(map(len, merged)) / seconds)
     assert result["bitrate"].value == pytest.approx(zerospeech_bitrate(labels, seconds))
     assert result["bitrate_merged"].value == pytest.approx(zerospeech_bitrate(merged, seconds))
