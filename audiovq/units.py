@@ -416,10 +416,14 @@ def evaluate(
         frame_labels(a, len(u), frame_rate, phones, shift=shift)
         for u, a in zip(units, alignments, strict=True)
     ]
+    if not any((frames >= 0).any() for frames in labels):
+        raise ValueError(f"no frame of the units is left after a shift of {shift} frames.")
     random = np.random.default_rng(seed)
     draws = random.multinomial(len(units), [1 / len(units)] * len(units), size=n_bootstrap)
     folds = None
     if speakers is not None and len(set(speakers)) > 1:
+        if n_folds < 2:
+            raise ValueError(f"n_folds must be >= 2, not {n_folds}: a map is tried on other folds.")
         folds = speaker_folds(speakers, [len(u) for u in units], n_folds)
 
     def measures(*, silence: bool) -> dict[str, Measure]:

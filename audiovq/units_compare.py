@@ -115,6 +115,12 @@ def compare(
             raise ValueError(f"two systems are called {other!r}; name them apart.")
         systems[other] = made
     aligned = {n: list(alignments[matches[n]]) for n in names}
+    for n, alignment in aligned.items():
+        if alignment and alignment[0].start >= len(units[n]) / frame_rate:
+            raise FileRefused(
+                f"the alignment of {n} begins at {alignment[0].start:g} s, after its units end at "
+                f"{len(units[n]) / frame_rate:g} s; check that they belong together."
+            )
     speaker_list = None if speakers is None else speakers_by_rule(names, speakers)
     evaluations: dict[str, Evaluation] = {}
     errors: dict[str, Abx] = {}

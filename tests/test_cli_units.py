@@ -232,7 +232,7 @@ def test_the_page_in_docs_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert shell
     commands = [shlex.split(line) for line in shell[1].replace("\\\n", " ").splitlines()]
     mine = [c[2:] for c in commands if c[:2] == ["audiovq", "units"] and c[2] != "report"]
-    assert [c[0] for c in mine] == ["evaluate", "text"]
+    assert [c[0] for c in mine] == ["evaluate", "text", "merge"]
     for command in mine:
         run(*command)
     assert Path("heatmap.png").read_bytes()[:4] == PNG

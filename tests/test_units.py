@@ -249,7 +249,9 @@ def test_r_value_of_the_paper() -> None:
     r1 = math.sqrt(0.2**2 + 1.0**2)
     r2 = (-1.0 + 0.8 - 1) / math.sqrt(2)
     assert scores["r_value"] == pytest.approx(1 - (abs(r1) + abs(r2)) / 2)
-    assert boundary_scores(0, 0, 0)["boundary_f1"] == 0.0
+    # Nothing to count: zeros, as for every other measure.
+    for n_found in (0, 5):
+        assert boundary_scores(0, n_found, 0) == dict.fromkeys(perfect, 0.0)
 
 
 def test_more_boundaries_raise_recall_but_not_the_r_value() -> None:
@@ -378,3 +380,18 @@ def test_what_does_not_fit_is_refused() -> None:
         evaluate(labels, alignments, frame_rate=75.0)
     with pytest.raises(ValueError, match="alignment is empty"):
         evaluate(labels, [*alignments[:2], []])
+
+
+@pytest.mark.parametrize("frame_rate", [0.0, -50.0, float("nan"), float("inf")])
+def test_a_frame_rate_that_is_none_is_refused(frame_rate: float) -> None:
+    labels, alignments = utterances(2)
+    with pytest.raises(ValueError, match="frames a second"):
+        evaluate(labels, alignments, frame_rate=frame_rate)
+
+
+def test_what_leaves_nothing_to_measure_is_refused() -> None:
+    labels, alignments = utterances(2)
+    with pytest.raises(ValueError, match="no frame .* shift of 500"):
+        evaluate(labels, alignments, shift=500)
+    with pytest.raises(ValueError, match="n_folds"):
+        evaluate(labels, alignments, speakers=["a", "b"], n_folds=1)

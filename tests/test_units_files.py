@@ -115,6 +115,13 @@ def test_files_that_fit_no_alignment_for_sure_are_named() -> None:
     assert found.unmatched == ["s2/a", "s2/b"]
 
 
+def test_an_alignment_beyond_its_units_is_refused() -> None:
+    units = {name: np.zeros(50, int) for name in "abc"}
+    alignments = {name: [Interval(0.0, 0.9, "p")] for name in "abc"} | {"c": [Interval(7, 8, "p")]}
+    with pytest.raises(FileRefused, match="alignment of c begins at 7 s"):
+        compare(units, alignments)
+
+
 def test_triphones_are_three_phones_without_silence_or_gap() -> None:
     alignment = [
         Interval(0.0, 0.1, "SIL"),
