@@ -175,6 +175,8 @@ def test_files_left_out_are_counted(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_picture_shows_the_sound_of_its_own_utterance(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus / "wavs/s1", tmp_path / "wavs/s1")
+    (tmp_path / "wavs/s3").mkdir()
+    shutil.copy(corpus / "wavs/s2/s2-1.wav", tmp_path / "wavs/s3/s2-1.wav")  # another speaker's
     common = ["evaluate", corpus / "tokens", "--alignments", corpus / "phones"]
     outputs = ["--picture", tmp_path / "p.png", "--audio", tmp_path / "wavs"]
     with pytest.raises(FileRefused, match="no recording for s2/s2-1"):

@@ -391,7 +391,7 @@ def test_a_frame_rate_that_is_none_is_refused(frame_rate: float) -> None:
 
 def test_what_leaves_nothing_to_measure_is_refused() -> None:
     labels, alignments = utterances(2)
-    with pytest.raises(ValueError, match="no frame .* shift of 500"):
+    with pytest.raises(ValueError, match=r"no frame .* shift of 500"):
         evaluate(labels, alignments, shift=500)
     with pytest.raises(ValueError, match="n_folds"):
         evaluate(labels, alignments, speakers=["a", "b"], n_folds=1)
