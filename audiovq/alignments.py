@@ -7,7 +7,7 @@ names of silence are one name, `SIL`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -117,38 +117,75 @@ def read_alignments(
     if not source.exists():
         raise FileRefused(f"{source} does not exist; name a folder of alignments.")
     root = source if source.is_dir() else source.parent
-    paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+    paths = files_below(source) if source.is_dir() else [source]
     found: dict[str, list[Interval]] = {}
     for path in paths:
-        if path.suffix.lower() not in ALIGNMENT_SUFFIXES or not path.is_file():
+        if path.suffix.lower() not in ALIGNMENT_SUFFIXES:
             continue
         if path.suffix.lower() == ".ctm":
-            found.update(read_ctm(path))
+            read = read_ctm(path)
         else:
             name = path.relative_to(root).with_suffix("").as_posix()
-            found[name] = read_alignment(path, tier=tier, unit=unit, sample_rate=sample_rate)
+            read = {name: read_alignment(path, tier=tier, unit=unit, sample_rate=sample_rate)}
+        if twice := found.keys() & read.keys():
+            raise FileRefused(
+                f"{path} has another alignment of {min(twice)}; keep one of each utterance."
+            )
+        found.update(read)
     if not found:
         raise FileRefused(f"{source} holds no alignments; give .TextGrid, .phn, .lab or .ctm.")
     return found
 
 
-def find(names: Iterable[str], alignments: Iterable[str]) -> dict[str, str]:
-    """Match files to alignments: by the same relative path, else by the same last part of it.
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and its subfolders, sorted, without hidden files and folders."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
 
-    Returns the alignment's name for each of `names` that has one. A last part that stands in
-    several folders matches nothing, rather than the wrong one.
+
+def find(names: Iterable[str], alignments: Iterable[str]) -> dict[str, str]:
+    """Match files to alignments, by their paths without suffix.
+
+    Equal paths match. So do a path and its own end (`s1/u1` and `u1`, `corpus/s1/u1` and `s1/u1`)
+    where neither fits another file. Only when nothing matches so, the folders say nothing: then
+    equal last parts match, if none of them stands twice on either side.
+
+    Returns the alignment's name for each of `names` that has one. What is ambiguous matches
+    nothing, rather than the wrong one: give all names at once, since one alone is never ambiguous.
     """
-    by_path = set(alignments)
-    by_stem: dict[str, str | None] = {}
-    for name in sorted(by_path):
-        stem = name.rsplit("/", 1)[-1]
-        by_stem[stem] = None if stem in by_stem else name
+    order = list(dict.fromkeys(names))
+    wanted, known = set(order), set(alignments)
+    fitting: dict[str, set[str]] = {name: set() for name in order}
+    fitted: dict[str, set[str]] = {alignment: set() for alignment in known}
+    for path in wanted | known:
+        for end in _ends(path):
+            for name, alignment in ((path, end), (end, path)):
+                if name in wanted and alignment in known:
+                    fitting[name].add(alignment)
+                    fitted[alignment].add(name)
     matches = {}
-    for name in names:
-        match = name if name in by_path else by_stem.get(name.rsplit("/", 1)[-1])
-        if match is not None:
-            matches[name] = match
-    return matches
+    for name in order:
+        alignment = name if name in known else min(fitting[name], default="")
+        if name in known or (len(fitting[name]) == 1 and len(fitted[alignment]) == 1):
+            matches[name] = alignment
+    if any(fitting.values()):
+        return matches
+    by_end = {path.rsplit("/", 1)[-1]: path for path in known}
+    ends = [name.rsplit("/", 1)[-1] for name in order]
+    if len(by_end) < len(known) or len(set(ends)) < len(ends):
+        return {}
+    return {name: by_end[end] for name, end in zip(order, ends, strict=True) if end in by_end}
+
+
+def _ends(path: str) -> Iterator[str]:
+    """`a/b/c`, `b/c` and `c`."""
+    yield path
+    while "/" in path:
+        path = path.split("/", 1)[1]
+        yield path
 
 
 def is_silence(phone: str) -> bool:
@@ -170,7 +207,7 @@ def _tidy(intervals: Iterable[Interval], path: Path) -> list[Interval]:
                 f"{path} has an interval from {start:g} to {end:g} s; times are >= 0 and rise, to "
                 f"{MAX_SECONDS:.0f} s at most."
             )
-        if tidy and start < tidy[-1].end:
+        while tidy and start < tidy[-1].end:
             if tidy[-1].end - start > _ROUNDING:
                 raise FileRefused(
                     f"{path} has overlapping intervals at {start:g} s; give one tier, in order."

@@ -8,7 +8,8 @@ vector-quantized neural networks").
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,15 @@ import numpy as np
 from audiovq.files import FileRefused, atomic_output, read_text
 
 HEADER = ("unit", "start", "duration")
+BLOCK_FRAMES = 1024
+"""Frames whose distances are held at once."""
 MAX_FRAMES = 1 << 25
 """Frames that the segments of a file may last together: a week at 50 Hz."""
 MAX_UNIT = (1 << 16) - 1
+"""The largest unit of a file: token files hold 16 bits."""
+
+Distances = np.ndarray | Iterable[np.ndarray]
+"""Squared distances [T, K] of frames to codes, whole or in blocks of frames."""
 
 
 class Segment(NamedTuple):
@@ -31,7 +38,7 @@ class Segment(NamedTuple):
 
 
 def code_distances(z: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """Squared distances [T, K] of latent vectors [T, D] to the codes [K, D]."""
+    """Squared distances, float64 [T, K], of latent vectors [T, D] to the codes [K, D]."""
     z, codebook = z.astype(np.float64), codebook.astype(np.float64)
     distances = (
         (z * z).sum(axis=1, keepdims=True) - 2 * z @ codebook.T + (codebook * codebook).sum(axis=1)
@@ -39,8 +46,25 @@ def code_distances(z: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return np.maximum(distances, 0.0)
 
 
-def segment(distances: np.ndarray, price: float) -> np.ndarray:
-    """Units [T] that minimise their distances [T, K] plus `price` for every segment.
+class DistanceBlocks:
+    """The distances of latent vectors [T, D] to the codes [K, D], made anew block by block.
+
+    An hour of them would fill more than 700 MB; the vectors take a small part of that.
+    """
+
+    def __init__(self, z: np.ndarray, codebook: np.ndarray) -> None:
+        self.z, self.codebook = z, codebook
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.z), BLOCK_FRAMES):
+            yield code_distances(self.z[start : start + BLOCK_FRAMES], self.codebook)
+
+
+def segment(distances: Distances, price: float) -> np.ndarray:
+    """Units, int64 [T], that minimise their distances plus `price` for every segment.
+
+    distances: [T, K], or an iterable of blocks [t, K] of it, such as `DistanceBlocks`. Of these
+    one bit is kept: T * K / 8 bytes.
 
     Kamper and van Niekerk reward a segment of d frames with price * (d - 1), which over all
     segments is price * (T - segments): a price for each segment. The best path is then Viterbi's,
@@ -49,45 +73,72 @@ def segment(distances: np.ndarray, price: float) -> np.ndarray:
 
     Raises `ValueError` for a negative price or distances that are not [T, K] and finite.
     """
-    distances = np.asarray(distances, dtype=np.float64)
-    if distances.ndim != 2 or not distances.size or not np.isfinite(distances).all():
-        raise ValueError(f"distances must be finite numbers [T, K], not {distances.shape}.")
     if not price >= 0:
         raise ValueError(f"the price of a segment must be >= 0, not {price}.")
-    n_frames, n_codes = distances.shape
-    stay = np.arange(n_codes)
-    before = np.zeros((n_frames, n_codes), dtype=np.int64)  # best code one frame earlier
-    cost = distances[0].copy()
-    for t in range(1, n_frames):
-        best = int(cost.argmin())
-        moved = cost[best] + price
-        moves = moved < cost
-        before[t] = np.where(moves, best, stay)
-        cost = np.where(moves, moved, cost) + distances[t]
-    units = np.empty(n_frames, dtype=np.int64)
-    units[-1] = cost.argmin()
-    for t in range(n_frames - 1, 0, -1):
-        units[t - 1] = before[t, units[t]]
+    # Whatever code a path moves to, it comes from the one that was best a frame earlier. So a
+    # number a frame and a bit a code, whether it was moved to, say how every path went.
+    came_from: list[int] = []
+    moved: list[np.ndarray] = []  # [t, K / 8], bits of [t, K]
+    cost = np.zeros(0)
+    for block in _blocks(distances):
+        moves = np.zeros(block.shape, dtype=bool)
+        for t, fit in enumerate(block):
+            if not came_from:
+                cost = np.zeros(len(fit))
+            best = int(cost.argmin())
+            came_from.append(best)
+            cost_of_move = cost[best] + price
+            np.greater(cost, cost_of_move, out=moves[t])
+            np.minimum(cost, cost_of_move, out=cost)
+            cost += fit
+        moved.append(np.packbits(moves, axis=1))
+    units = np.empty(len(came_from), dtype=np.int64)
+    unit, t = int(cost.argmin()), len(units) - 1
+    for bits in reversed(moved):
+        for row in reversed(bits):
+            units[t] = unit
+            if row[unit >> 3] & (128 >> (unit & 7)):
+                unit = came_from[t]
+            t -= 1
     return units
 
 
+def _blocks(distances: Distances) -> Iterator[np.ndarray]:
+    """The blocks as float64, checked."""
+    n_codes = None
+    for block in [distances] if isinstance(distances, np.ndarray) else distances:
+        block = np.asarray(block, dtype=np.float64)
+        if block.ndim != 2 or not block.size or not np.isfinite(block).all():
+            raise ValueError(f"distances must be finite numbers [T, K], not {block.shape}.")
+        if block.shape[1] != (n_codes or block.shape[1]):
+            raise ValueError(f"blocks of distances have {n_codes} and {block.shape[1]} codes.")
+        n_codes = block.shape[1]
+        yield block
+    if n_codes is None:
+        raise ValueError("there are no distances; give at least one frame.")
+
+
 def price_for_rate(
-    distances: Sequence[np.ndarray], units_per_second: float, *, frame_rate: float = 50.0
+    distances: Sequence[Distances], units_per_second: float, *, frame_rate: float = 50.0
 ) -> float:
     """The price of a segment at which these utterances have at most `units_per_second`.
 
-    distances: [T, K] per utterance, a few of them that stand for all. Found by bisection to a
-    thousandth; more price never gives more segments. Use the result for all files of a model:
-    a price chosen per file would make the same sound into different units.
+    distances: [T, K] per utterance, a few of them that stand for all; or blocks that can be
+    iterated over again and again, such as `DistanceBlocks`. Found by bisection to a thousandth;
+    more price never gives more segments. Use the result for all files of a model: a price chosen
+    per file would make the same sound into different units.
     """
-    if units_per_second <= 0:
+    if not units_per_second > 0:
         raise ValueError(f"units_per_second must be > 0, not {units_per_second}.")
-    seconds = sum(len(d) for d in distances) / frame_rate
+    if not distances:
+        raise ValueError("there are no utterances to find a price on; give at least one.")
+    nearest = [np.concatenate([b.min(axis=1) for b in _blocks(d)]) for d in distances]
+    seconds = sum(map(len, nearest)) / frame_rate
 
     def rate(price: float) -> float:
         return sum(len(run_lengths(segment(d, price))) for d in distances) / seconds
 
-    low, high = 0.0, float(np.mean([d.min(axis=1).mean() for d in distances])) or 1.0
+    low, high = 0.0, float(np.mean([fit.mean() for fit in nearest])) or 1.0
     if rate(low) <= units_per_second:
         return low
     # A segment an utterance is the least there can be.
@@ -117,10 +168,33 @@ def expand(segments: Sequence[Segment]) -> np.ndarray:
     return np.repeat(units, [s.duration for s in segments])
 
 
-def to_text(units: np.ndarray, *, dedup: bool = False) -> str:
-    """Units [T] as one line, numbers between blanks; `dedup` merges repeats."""
+def to_text(units: np.ndarray, *, dedup: bool = False, durations: bool = False) -> str:
+    """Units [T] as one line, numbers between blanks; `dedup` merges repeats.
+
+    `durations` merges them too and says how many frames each unit lasts: "5:2 7:1".
+    """
+    if durations:
+        return " ".join(f"{s.unit}:{s.duration}" for s in run_lengths(units))
     numbers = [s.unit for s in run_lengths(units)] if dedup else np.asarray(units).tolist()
     return " ".join(map(str, numbers))
+
+
+def from_text(line: str) -> np.ndarray:
+    """The inverse of `to_text`, with durations or without: int64 units [T].
+
+    Raises `ValueError` for anything else, and for what is beyond `MAX_UNIT` or `MAX_FRAMES`.
+    """
+    segments = []
+    end = 0
+    for word in line.split():
+        match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", word, re.ASCII)
+        if match is None:
+            raise ValueError(f"{word[:40]!r} is no unit; write numbers, or unit:frames.")
+        segments.append(Segment(int(match[1]), end, int(match[2] or 1)))
+        if (wrong := _out_of_range(segments[-1])) is not None:
+            raise ValueError(f"{word!r} {wrong}.")
+        end += segments[-1].duration
+    return expand(segments)
 
 
 def write_segments(
@@ -165,19 +239,24 @@ def parse_segments(text: str, path: str | Path, *, frame_rate: float = 50.0) -> 
             raise FileRefused(
                 f"{path} has the line {' '.join(row)[:80]!r}; want unit, start, duration."
             ) from error
-        unit, start, duration = segments[-1]
-        if not 0 <= unit <= MAX_UNIT:
-            raise FileRefused(f"{path} has a unit outside 0..{MAX_UNIT}, which no codebook has.")
+        _, start, duration = segments[-1]
+        if (wrong := _out_of_range(segments[-1])) is not None:
+            raise FileRefused(f"{path} has a segment at {row[1][:20]} s that {wrong}.")
         if start != end or duration < 1:
             raise FileRefused(
                 f"{path} has a segment at {row[1][:20]} s that does not follow the one before it "
                 f"at {frame_rate:g} frames a second."
             )
         end = start + duration
-        if end > MAX_FRAMES:
-            raise FileRefused(
-                f"{path} has segments of more than {MAX_FRAMES / frame_rate:.0f} s in all; cut it."
-            )
     if not segments:
         raise FileRefused(f"{path} holds no segments.")
     return segments
+
+
+def _out_of_range(segment: Segment) -> str | None:
+    """What is wrong with a segment of a file: these numbers say how much memory it takes."""
+    if not 0 <= segment.unit <= MAX_UNIT:
+        return f"has a unit out of range; units are 0 to {MAX_UNIT}"
+    if segment.duration < 1 or segment.start + segment.duration > MAX_FRAMES:
+        return f"ends after frame {MAX_FRAMES}, or lasts none"
+    return None

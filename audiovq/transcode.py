@@ -1,6 +1,8 @@
 """Files to files: audio to tokens and back, block by block, in bounded memory."""
 
-from collections.abc import Callable
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +21,25 @@ from audiovq.files import (
 )
 from audiovq.model import AudioVQ
 from audiovq.segment import HEADER as SEGMENT_COLUMNS
-from audiovq.segment import MAX_UNIT, expand, parse_segments, run_lengths, segment, write_segments
+from audiovq.segment import (
+    MAX_UNIT,
+    DistanceBlocks,
+    expand,
+    parse_segments,
+    price_for_rate,
+    run_lengths,
+    segment,
+    write_segments,
+)
 
+ENCODE_FRAMES = 256
+"""Frames whose distances to the codes are computed at once."""
 DECODE_FRAMES = 512
 """Frames between two writes of decoded samples."""
 _AVQ_MAGIC, _NPY_MAGIC = b"AVQ", b"\x93NUMPY"
+FIT_FILES = 40
+FIT_SECONDS = 600
+"""How many recordings `fit_price` listens to, and how many seconds of them all."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +114,108 @@ def segment_file(
     """Encode an audio file to units with start and duration (tab-separated); see `segment`.
 
     price: of a segment; that of the model's card when None. The best segments depend on the whole
-    recording, which is held in memory. Raises `FileRefused`.
+    recording, of which some hundred bytes a frame are kept. Raises `FileRefused`.
     """
     if price is None:
-        price = model.card.get("segment_price")
-    if price is None:
-        raise ValueError(f"the card of {model.name} has no segment_price; give --price.")
+        price = _price_of_card(model)
     refuse_existing(target, overwrite=overwrite)
     reader = AudioReader(source, model.config.sample_rate)
-    wav = torch.from_numpy(np.concatenate(list(reader)))[None, None].to(model.device)
-    n_samples = wav.shape[2]
-    distances = model.unit_distances(wav)[0].cpu().numpy()
-    segments = run_lengths(segment(distances, price))
+    lengths = []
+
+    def counted() -> Iterator[np.ndarray]:
+        for block in reader:
+            lengths.append(len(block))
+            yield block
+
+    segments = run_lengths(segment(unit_distances(model, counted()), price))
     write_segments(target, segments, frame_rate=model.config.frame_rate, overwrite=overwrite)
-    seconds = n_samples / model.config.sample_rate
+    seconds = sum(lengths) / model.config.sample_rate
     return Transcoded(reader.source, (1, len(segments)), seconds, Path(target).stat().st_size)
+
+
+def fit_price(model: AudioVQ, sources: Sequence[str | Path], units_per_second: float) -> float:
+    """The price of a segment that gives recordings about so many units a second.
+
+    Listens to at most `FIT_FILES` of the sources, evenly spaced, and to the beginnings of them:
+    `FIT_SECONDS` in all. Rounded to four digits, so that it can be written down, used for other
+    recordings of the same kind, and set as `segment_price` in the model's card. Sources that are
+    refused are left out.
+
+    Raises `FileRefused` when all of them are, and `ValueError` when there is none.
+    """
+    if not units_per_second > 0:
+        raise ValueError(f"units_per_second must be > 0, not {units_per_second}.")
+    if not sources:
+        raise ValueError("there are no recordings to find a price on; give at least one.")
+    chosen = sources[:: math.ceil(len(sources) / FIT_FILES)]
+    rate = model.config.sample_rate
+    n_samples = round(FIT_SECONDS / len(chosen) * rate)
+    heard, refused = [], None
+    for source in chosen:
+        try:
+            blocks = _beginning(AudioReader(source, rate), n_samples)
+            heard.append(unit_distances(model, blocks))
+        except FileRefused as error:
+            refused = error
+    if not heard and refused is not None:
+        raise refused
+    price = price_for_rate(heard, units_per_second, frame_rate=model.config.frame_rate)
+    return float(f"{price:.4g}")
+
+
+def unit_distances(model: AudioVQ, wav: Iterable[np.ndarray]) -> DistanceBlocks:
+    """Squared distances of the frames to the codes of level 0, for `segment`.
+
+    wav: float32 [n] at the model's rate, in blocks of any lengths: the distances do not depend on
+    them. They are those of `AudioVQ.unit_distances` on the whole, but for rounding.
+    """
+    state, buffer = model.encoder.initial_state(1), io.BytesIO()  # arrays would litter the heap
+    with torch.no_grad():
+        for piece in _pieces(wav, model):
+            samples = torch.from_numpy(piece)[None, None].to(model.device)
+            z, state = model.encoder(samples, state)
+            buffer.write(model.quantizer.unit_vectors(z).float().cpu().numpy().tobytes())
+        table = model.quantizer.codebooks[0].vectors.cpu().numpy()
+    vectors = np.frombuffer(buffer.getbuffer(), dtype=np.float32).reshape(-1, table.shape[1])
+    return DistanceBlocks(vectors[model.config.lookahead :], table)
+
+
+def _pieces(wav: Iterable[np.ndarray], model: AudioVQ) -> Iterator[np.ndarray]:
+    """The samples in pieces of whole frames, with silence for the lookahead at the end."""
+    hop = model.config.hop_length
+    size = ENCODE_FRAMES * hop
+    n_samples, pending = 0, np.zeros(0, dtype=np.float32)
+    for block in wav:
+        n_samples += len(block)
+        pending = np.concatenate([pending, block])
+        while len(pending) >= size:
+            yield pending[:size]
+            pending = pending[size:]
+    pending = np.pad(pending, (0, -n_samples % hop + model.config.lookahead * hop))
+    for start in range(0, len(pending), size):
+        yield pending[start : start + size]
+
+
+def _beginning(reader: AudioReader, n_samples: int) -> Iterator[np.ndarray]:
+    """The first blocks of a recording, with `n_samples` or a little more."""
+    for block in reader:
+        yield block
+        n_samples -= len(block)
+        if n_samples <= 0:
+            return
+
+
+def _price_of_card(model: AudioVQ) -> float:
+    price = model.card.get("segment_price")
+    if price is None:
+        raise ValueError(
+            f"the card of {model.name} has no segment_price; give --price, or --rate to find one."
+        )
+    if isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0:
+        raise ValueError(
+            f"the card of {model.name} has the segment_price {price!r}; it is a number >= 0."
+        )
+    return float(price)
 
 
 def decode_file(

@@ -10,6 +10,7 @@ Sources: PNMI and the purities, Hsu et al. 2021 (HuBERT); the R-value, Räsänen
 2010.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -284,12 +285,13 @@ def boundary_scores(n_hits: float, n_found: float, n_true: float) -> dict[str, f
     surplus = n_found / n_true - 1 if n_true else 0.0
     r1 = np.hypot(1 - recall, surplus)
     r2 = (recall - 1 - surplus) / np.sqrt(2)
+    r_value = float(1 - (r1 + abs(r2)) / 2) if n_true else 0.0
     return {
         "boundary_precision": precision,
         "boundary_recall": recall,
         "boundary_f1": f1,
         "over_segmentation": surplus,
-        "r_value": float(1 - (r1 + abs(r2)) / 2),
+        "r_value": r_value,
     }
 
 
@@ -318,13 +320,6 @@ def _away_from_silence(
 
 
 # --- Rate -----------------------------------------------------------------------------------------
-
-
-def merge_repeats(units: np.ndarray) -> np.ndarray:
-    """Units [T] without repeats of the one before: [1, 1, 2, 1] is [1, 2, 1]."""
-    if len(units) == 0:
-        return units
-    return units[np.concatenate(([True], units[1:] != units[:-1]))]
 
 
 def zerospeech_bitrate(sequences: Sequence[np.ndarray], seconds: float) -> float:
@@ -421,10 +416,14 @@ def evaluate(
         frame_labels(a, len(u), frame_rate, phones, shift=shift)
         for u, a in zip(units, alignments, strict=True)
     ]
+    if not any((frames >= 0).any() for frames in labels):
+        raise ValueError(f"no frame of the units is left after a shift of {shift} frames.")
     random = np.random.default_rng(seed)
     draws = random.multinomial(len(units), [1 / len(units)] * len(units), size=n_bootstrap)
     folds = None
     if speakers is not None and len(set(speakers)) > 1:
+        if n_folds < 2:
+            raise ValueError(f"n_folds must be >= 2, not {n_folds}: a map is tried on other folds.")
         folds = speaker_folds(speakers, [len(u) for u in units], n_folds)
 
     def measures(*, silence: bool) -> dict[str, Measure]:
@@ -583,6 +582,8 @@ def _check(
 ) -> None:
     if not units:
         raise ValueError("there are no units to evaluate; give at least one utterance.")
+    if not 0 < frame_rate < math.inf:
+        raise ValueError(f"frames a second must be > 0 and finite, not {frame_rate}.")
     if len(units) != len(alignments) or (speakers is not None and len(speakers) != len(units)):
         raise ValueError("units, alignments and speakers must have one entry per utterance each.")
     for u in units:

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from audiovq.abx import Abx, abx, require_fastabx
 from audiovq.alignments import Interval, find
-from audiovq.audio import load_audio
+from audiovq.audio import AudioReader, load_audio
 from audiovq.baselines import mfcc_units, permuted_units
 from audiovq.files import FileRefused
-from audiovq.segment import price_for_rate, segment
+from audiovq.segment import segment
 from audiovq.units import Evaluation, evaluate
 from audiovq.units_files import find_audio, read_units, speakers_by_rule
 
@@ -33,6 +33,8 @@ class Comparison:
     """Units [T] by system, then by utterance."""
     evaluations: dict[str, Evaluation]
     abx: dict[str, Abx]
+    unmatched: list[str]
+    """Files of units that no alignment belongs to without doubt: left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """All measures by system, ready for JSON."""
@@ -42,6 +44,17 @@ class Comparison:
             if name in self.abx:
                 systems[name]["abx"] = vars(self.abx[name])
         return systems
+
+
+class System(NamedTuple):
+    """Units to measure."""
+
+    units: dict[str, np.ndarray]
+    """[T] by utterance."""
+    frame_rate: float
+    codebook_size: int | None
+    shift: int | Literal["auto"] | None
+    """None: that of the measured system."""
 
 
 def compare(
@@ -62,9 +75,10 @@ def compare(
 ) -> Comparison:
     """Measure units [T] by file, and baselines, against the alignments that belong to them.
 
-    Files without alignment are left out, and so are alignments without file. `speakers` is a
-    rule of `speakers_by_rule`. `others` are more units of the same files and codebook, by name of
-    the system. Baselines:
+    Files without alignment are left out and named in `unmatched`; alignments without file are
+    left out too. Which belong together, `alignments.find` says. `speakers` is a rule of
+    `speakers_by_rule`. `others` are more units of the same files and codebook, by name of the
+    system. Baselines:
 
     - `mfcc`: k-means on MFCC of the recordings in `audio`, with as many units as the codebook
       has; fitted to the recordings in `fit_audio`, if given, else to the measured ones;
@@ -83,63 +97,42 @@ def compare(
     matches = find(units, alignments)
     if not matches:
         raise FileRefused(
-            f"none of the {len(units)} token files has an alignment of its name; the first are "
-            f"{next(iter(units))!r} and {next(iter(alignments))!r}."
+            f"none of the {len(units)} token files has an alignment of its name that fits no other "
+            f"file; the first are {next(iter(units))!r} and {next(iter(alignments))!r}."
         )
     names = sorted(matches)
+    if name in (others or {}):
+        raise ValueError(f"two systems are called {name!r}; name them apart.")
     if codebook_size is None:
-        codebook_size = max(int(units[n].max()) for n in names) + 1
-    systems: dict[str, tuple[dict[str, np.ndarray], float, int | None]] = {
-        system: ({n: np.asarray(found[n]) for n in names}, frame_rate, codebook_size)
+        codebook_size = max(int(units[n].max(initial=0)) for n in names) + 1
+    systems = {
+        system: System({n: np.asarray(found[n]) for n in names}, frame_rate, codebook_size, shift)
         for system, found in {name: units, **(others or {})}.items()
     }
     for baseline in baselines:
-        other, equals, folder = baseline.partition("=")
+        other, made = _baseline(baseline, systems[name], level, audio, fit_audio)
         if other in systems:
             raise ValueError(f"two systems are called {other!r}; name them apart.")
-        if equals and other and folder:
-            files = read_units(folder, level=level, frame_rate=frame_rate)
-            where = find(names, files.units)
-            missing = [n for n in names if n not in where]
-            if missing:
-                raise FileRefused(f"{folder} has no tokens for {missing[0]}.")
-            found = {n: files.units[where[n]] for n in names}
-            systems[other] = (found, files.frame_rate, files.codebook_size)
-        elif baseline == "permuted":
-            found = dict(zip(names, permuted_units([units[n] for n in names]), strict=True))
-            systems[baseline] = (found, frame_rate, codebook_size)
-        elif baseline == "mfcc":
-            if audio is None:
-                raise ValueError("the baseline mfcc needs the recordings; name their folder.")
-            paths = find_audio(audio, names)
-            fit = find_audio(fit_audio).values() if fit_audio is not None else None
-            made = mfcc_units(
-                (load_audio(paths[n], SAMPLE_RATE) for n in names),
-                codebook_size,
-                fit=None if fit is None else (load_audio(path, SAMPLE_RATE) for path in fit),
-                sample_rate=SAMPLE_RATE,
-                frame_rate=frame_rate,
-            )
-            systems[baseline] = (dict(zip(names, made, strict=True)), frame_rate, codebook_size)
-        else:
-            raise ValueError(
-                f"{baseline!r} is no baseline; give mfcc, permuted, or NAME=FOLDER of tokens."
-            )
+        systems[other] = made
     aligned = {n: list(alignments[matches[n]]) for n in names}
+    for n, alignment in aligned.items():
+        if alignment and alignment[0].start >= len(units[n]) / frame_rate:
+            raise FileRefused(
+                f"the alignment of {n} begins at {alignment[0].start:g} s, after its units end at "
+                f"{len(units[n]) / frame_rate:g} s; check that they belong together."
+            )
     speaker_list = None if speakers is None else speakers_by_rule(names, speakers)
-    lag: dict[str, int | Literal["auto"]] = {"mfcc": "auto"}
-    evaluations, errors = {}, {}
-    for system, (found, rate, size) in systems.items():
+    evaluations: dict[str, Evaluation] = {}
+    errors: dict[str, Abx] = {}
+    for system, (found, rate, size, lag) in systems.items():
         evaluations[system] = evaluate(
             list(found.values()),
             list(aligned.values()),
             frame_rate=rate,
             speakers=speaker_list,
             n_units=size,
-            shift=lag[system] if system in lag else shift,
+            shift=evaluations[name].shift if lag is None else lag,
         )
-        if system == name:  # in random order no lag can be measured
-            lag["permuted"] = evaluations[system].shift
         if with_abx and speaker_list is not None:
             errors[system] = abx(
                 list(found.values()),
@@ -151,10 +144,50 @@ def compare(
     return Comparison(
         names=names,
         alignments=aligned,
-        units={system: found for system, (found, _, _) in systems.items()},
+        units={system: made.units for system, made in systems.items()},
         evaluations=evaluations,
         abx=errors,
+        unmatched=sorted(set(units) - set(matches)),
     )
+
+
+def _baseline(
+    baseline: str,
+    measured: System,
+    level: int,
+    audio: str | Path | None,
+    fit_audio: str | Path | None,
+) -> tuple[str, System]:
+    """The baseline of that name, on the utterances of the measured system; see `compare`."""
+    names, rate, size = list(measured.units), measured.frame_rate, measured.codebook_size
+    other, equals, folder = baseline.partition("=")
+    if equals and other and folder:
+        files = read_units(folder, level=level, frame_rate=rate)
+        where = find(names, files.units)
+        missing = [n for n in names if n not in where]
+        if missing:
+            raise FileRefused(f"{folder} has no tokens for {missing[0]}.")
+        units = {n: files.units[where[n]] for n in names}
+        return other, System(units, files.frame_rate, files.codebook_size, measured.shift)
+    if baseline == "permuted":  # in random order no lag can be measured
+        permuted = permuted_units(list(measured.units.values()))
+        return other, System(dict(zip(names, permuted, strict=True)), rate, size, None)
+    if baseline != "mfcc":
+        raise ValueError(
+            f"{baseline!r} is no baseline; give mfcc, permuted, or NAME=FOLDER of tokens."
+        )
+    if audio is None:
+        raise ValueError("the baseline mfcc needs the recordings; name their folder.")
+    paths = find_audio(audio, names)
+    fit = find_audio(fit_audio).values() if fit_audio is not None else None
+    clusters = mfcc_units(
+        (load_audio(paths[n], SAMPLE_RATE) for n in names),
+        size or 0,
+        fit=None if fit is None else (load_audio(path, SAMPLE_RATE) for path in fit),
+        sample_rate=SAMPLE_RATE,
+        frame_rate=rate,
+    )
+    return other, System(dict(zip(names, clusters, strict=True)), rate, size, "auto")
 
 
 def encode_units(model: "AudioVQ", path: str | Path, *, level: int = 0) -> np.ndarray:
@@ -166,24 +199,18 @@ def encode_units(model: "AudioVQ", path: str | Path, *, level: int = 0) -> np.nd
     return codes.indices[0, level].cpu().numpy()
 
 
-def unit_distances(model: "AudioVQ", path: str | Path) -> np.ndarray:
-    """Squared distances [T, K] of a recording's frames to a model's unit codes, for `segment`."""
-    import torch
-
-    wav = torch.from_numpy(load_audio(path, model.config.sample_rate))
-    return model.unit_distances(wav[None, None])[0].cpu().numpy()
-
-
 def segment_files(
-    model: "AudioVQ", paths: Mapping[str, Path], units_per_second: float, *, n_fit: int = 40
+    model: "AudioVQ", paths: Mapping[str, Path], units_per_second: float
 ) -> dict[str, np.ndarray]:
     """Segmented units [T] of recordings, at about `units_per_second` (see `segment`).
 
-    The price of a segment is one for all, found on `n_fit` of the recordings, evenly spaced.
+    The price of a segment is one for all, found by `transcode.fit_price`.
     """
-    rate = model.config.frame_rate
-    some = list(paths.values())[:: max(1, len(paths) // n_fit)][:n_fit]
-    price = price_for_rate(
-        [unit_distances(model, path) for path in some], units_per_second, frame_rate=rate
-    )
-    return {name: segment(unit_distances(model, path), price) for name, path in paths.items()}
+    from audiovq.transcode import fit_price, unit_distances
+
+    price = fit_price(model, list(paths.values()), units_per_second)
+    rate = model.config.sample_rate
+    return {
+        name: segment(unit_distances(model, AudioReader(path, rate)), price)
+        for name, path in paths.items()
+    }

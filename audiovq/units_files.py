@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from audiovq.alignments import SILENCE, Interval, find
+from audiovq.alignments import SILENCE, Interval, files_below, find
 from audiovq.audio import audio_suffixes
-from audiovq.codes import TOKEN_SUFFIXES, read_tokens
+from audiovq.codes import TOKEN_SUFFIXES, Header, read_tokens
 from audiovq.files import FileRefused, atomic_output, read_text
 from audiovq.segment import expand, read_segments
 from audiovq.units import fill_silence
 
 SEGMENT_SUFFIX = ".tsv"
+UNIT_SUFFIXES = (*TOKEN_SUFFIXES, SEGMENT_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -37,42 +38,54 @@ def read_units(folder: str | Path, *, level: int = 0, frame_rate: float = 50.0) 
     one; `.avq` files do. `folder` may be a single file.
 
     Raises `FileRefused` when there is none, when one is refused, has no such level, or when frame
-    rates differ.
+    rates or the models of `.avq` files differ.
     """
     folder = Path(folder)
     if not folder.exists():
         raise FileRefused(f"{folder} does not exist; name a folder of token files.")
     root = folder if folder.is_dir() else folder.parent
-    paths = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
     units: dict[str, np.ndarray] = {}
+    headers: list[Header] = []
     rates: set[float] = set()
-    sizes: set[int] = set()
-    for path in paths:
-        suffix = path.suffix.lower()
-        if not path.is_file() or suffix not in (*TOKEN_SUFFIXES, SEGMENT_SUFFIX):
+    for path in files_below(folder) if folder.is_dir() else [folder]:
+        if path.suffix.lower() not in UNIT_SUFFIXES:
             continue
         name = path.relative_to(root).with_suffix("").as_posix()
         if name in units:
             raise FileRefused(f"{path} is there in two formats; keep one of them in the folder.")
-        if suffix == SEGMENT_SUFFIX:
-            units[name] = expand(read_segments(path, frame_rate=frame_rate))
-            rates.add(frame_rate)
-            continue
-        tokens = read_tokens(path)
-        if not 0 <= level < len(tokens.indices):
-            raise FileRefused(
-                f"{path} has levels 0 to {len(tokens.indices) - 1}; there is no level {level}."
-            )
-        units[name] = tokens.indices[level].astype(np.int64)
-        rates.add(tokens.header.frame_rate if tokens.header else frame_rate)
-        if tokens.header:
-            sizes.add(tokens.header.codebook_size)
+        units[name], header = read_unit_file(path, level=level, frame_rate=frame_rate)
+        rates.add(header.frame_rate if header is not None else frame_rate)
+        if header is not None:
+            headers.append(header)
     if not units:
         raise FileRefused(f"{folder} holds no tokens; give .npy, .avq or segment (.tsv) files.")
     if len(rates) > 1:
         listed = " and ".join(f"{rate:g}" for rate in sorted(rates))
         raise FileRefused(f"{folder} mixes files of {listed} frames a second; keep one rate.")
-    return UnitFiles(units, rates.pop(), sizes.pop() if len(sizes) == 1 else None)
+    models = {header.fingerprint: header.model for header in headers}
+    if len(models) > 1:
+        listed = " and ".join(f"{model} ({code})" for code, model in sorted(models.items())[:2])
+        raise FileRefused(f"{folder} mixes tokens of {listed}; keep those of one model.")
+    return UnitFiles(units, rates.pop(), headers[0].codebook_size if headers else None)
+
+
+def read_unit_file(
+    path: str | Path, *, level: int = 0, frame_rate: float = 50.0
+) -> tuple[np.ndarray, Header | None]:
+    """One level of the codes of a token file, int64 [T], and its header, which `.avq` alone has.
+
+    Reads `.npy`, `.avq` and segments (`.tsv`), those at `frame_rate`. Raises `FileRefused` when
+    the file is refused or has no such level.
+    """
+    path = Path(path)
+    if path.suffix.lower() == SEGMENT_SUFFIX:
+        return expand(read_segments(path, frame_rate=frame_rate)), None
+    tokens = read_tokens(path)
+    if not 0 <= level < len(tokens.indices):
+        raise FileRefused(
+            f"{path} has levels 0 to {len(tokens.indices) - 1}; there is no level {level}."
+        )
+    return tokens.indices[level].astype(np.int64), tokens.header
 
 
 def find_audio(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Path]:
@@ -87,8 +100,8 @@ def find_audio(folder: str | Path, names: Iterable[str] | None = None) -> dict[s
     suffixes = audio_suffixes()
     found = {
         path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes and path.is_file()
+        for path in files_below(folder)
+        if path.suffix.lower() in suffixes
     }
     if not found:
         raise FileRefused(f"{folder} holds no audio; give WAV, FLAC, OGG, Opus or MP3 files.")
@@ -122,7 +135,12 @@ def speakers_by_rule(names: Sequence[str], rule: str) -> list[str]:
             raise FileRefused(f"{missing[0]} is in no subfolder that could name its speaker.")
         return [name.rsplit("/", 2)[-2] for name in names]
     if rule.startswith("before:") and len(rule) > len("before:"):
-        return [name.rsplit("/", 1)[-1].split(rule[len("before:") :])[0] for name in names]
+        text = rule[len("before:") :]
+        parts = [name.rsplit("/", 1)[-1].partition(text) for name in names]
+        for name, (speaker, found, _) in zip(names, parts, strict=True):
+            if not (speaker and found):
+                raise FileRefused(f"{name} has nothing before {text!r} that could be a speaker.")
+        return [speaker for speaker, _, _ in parts]
     if re.fullmatch(r"first:[1-9]\d*", rule):
         return [name.rsplit("/", 1)[-1][: int(rule[len("first:") :])] for name in names]
     if not Path(rule).is_file():
@@ -139,18 +157,22 @@ def speakers_by_rule(names: Sequence[str], rule: str) -> list[str]:
 
 
 def _speaker_table(path: Path) -> dict[str, str]:
-    rows = [line.split("\t") for line in read_text(path).splitlines()]
+    rows = [line.split("\t") for line in read_text(path).splitlines() if line.strip()]
     columns = (0, 1)
     if rows and "path" in rows[0] and "speaker" in rows[0]:
         columns = rows[0].index("path"), rows[0].index("speaker")
         rows = rows[1:]
     table: dict[str, str] = {}
     for row in rows:
-        if len(row) <= max(columns) or not Path(row[columns[0]]).name:
+        if len(row) <= max(columns):
             line = " ".join(row)[:80]
             raise FileRefused(f"{path} has the line {line!r}; each has a path, a tab, a speaker.")
-        name = row[columns[0]]
-        table[Path(name).with_suffix("").as_posix()] = row[columns[1]]
+        name, speaker = (row[column].strip() for column in columns)
+        if not Path(name).name or not speaker:
+            continue  # whoever asks for it is told that it has none
+        name = Path(name).with_suffix("").as_posix()
+        if table.setdefault(name, speaker) != speaker:
+            raise FileRefused(f"{path} names two speakers for {name}: {table[name]}, {speaker}.")
     return table
 
 
@@ -168,13 +190,17 @@ def write_discophon(
     One object a line, `{"file": ..., "units": [...]}`. The phones go to the same name ending in
     `.alignment.txt` (returned): `#file onset offset #phone`, without gaps, on a grid of 10 ms.
     The scorer knows no lag, so the first `shift` units are dropped here and the last phones with
-    them. Blanks in names become `_`.
+    them. Blanks in names become `_`. Both files are written, or neither.
+
+    Raises `FileRefused` when one cannot be, or when two names become one.
     """
-    path = Path(path)
-    phones_path = path.with_suffix(".alignment.txt")
+    path, phones_path = Path(path), discophon_phones(path)
     lines, rows = [], ["#file onset offset #phone"]
+    names: dict[str, str] = {}
     for name, unit in units.items():
         file = re.sub(r"\s", "_", name)
+        if names.setdefault(file, name) != name:
+            raise FileRefused(f"{name!r} and {names[file]!r} are both {file!r} without blanks.")
         known = unit[shift:] if shift >= 0 else np.concatenate([[unit[0]] * -shift, unit])[:shift]
         if not len(known):
             continue
@@ -186,7 +212,15 @@ def write_discophon(
             if first < last:
                 label = re.sub(r"\s", "_", phone) or SILENCE
                 rows.append(f"{file} {first / 100:.2f} {last / 100:.2f} {label}")
-    for target, text in ((path, lines), (phones_path, rows)):
-        with atomic_output(target, overwrite=overwrite) as temporary:
-            temporary.write_text("\n".join(text) + "\n", encoding="utf-8")
+    with (
+        atomic_output(path, overwrite=overwrite) as temporary,
+        atomic_output(phones_path, overwrite=overwrite) as temporary_phones,
+    ):
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary_phones.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return phones_path
+
+
+def discophon_phones(path: str | Path) -> Path:
+    """Where `write_discophon` puts the phones."""
+    return Path(path).with_suffix(".alignment.txt")

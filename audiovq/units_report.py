@@ -15,7 +15,7 @@ import numpy as np
 
 from audiovq.abx import Abx
 from audiovq.alignments import SILENCE, Interval
-from audiovq.pictures import FLOOR_DB, new_figure, spectrogram_db
+from audiovq.pictures import new_figure, spectrogram_db
 from audiovq.segment import run_lengths
 from audiovq.units import Evaluation, Measure, fill_silence
 
@@ -150,9 +150,9 @@ def utterance_picture(
     figure = new_figure(max(6.0, 3.2 * (end - start)), 3.2 + 0.45 * len(tracks))
     heights = [5.0, 0.7] + [0.7] * len(tracks)
     rows = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    frequencies, times, level = spectrogram_db(wav, sample_rate)
-    rows[0].pcolormesh(times, frequencies / 1000, level, cmap="magma", vmin=FLOOR_DB, vmax=0)
-    rows[0].set_ylabel("kHz")
+    first = max(0, round((start - 0.02) * sample_rate))  # whole windows at the edges too
+    shown = wav[first : round((end + 0.02) * sample_rate)]
+    spectrogram_db(shown, sample_rate).draw(rows[0], start=first / sample_rate)
     rows[0].set_title(title, fontsize=10, loc="left")
     filled = fill_silence(alignment, duration)
     _blocks(rows[1], "phones", [(i, i.phone) for i in filled], (start, end))

@@ -56,6 +56,13 @@ def encode(
         float | None,
         typer.Option(help="Of a segment: higher is fewer and longer ones. The model's if unset."),
     ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="With --segment: find the price that gives these sources so many a second.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -81,10 +88,19 @@ def encode(
     )
     if segment and any(target == STDIO for _, target in todo.pairs):
         raise typer.BadParameter("segments go to a file; name one with -o.")
+    if rate is not None:
+        _check_rate(segment, price, sources)
     codec = load_model(model, device)
     codec.check_n_q(n_q)
-    if segment and price is None and "segment_price" not in codec.card:
-        raise typer.BadParameter(f"the card of {codec.name} has no segment_price; give --price.")
+    if segment and price is None and rate is None and "segment_price" not in codec.card:
+        raise typer.BadParameter(
+            f"the card of {codec.name} has no segment_price; give --price, or --rate to find one."
+        )
+    if rate is not None:
+        from audiovq.transcode import fit_price
+
+        price = fit_price(codec, [source for source, _ in todo.pairs], rate)
+        typer.echo(f"price for {rate:g} segments a second: --price {price:g}", err=True)
 
     def convert(source: str, target: str, on_progress: OnProgress) -> Done:
         from audiovq.transcode import encode_file, segment_file
@@ -137,6 +153,15 @@ def _refuse_unused(
         raise typer.BadParameter("--segment writes units, which are one level; leave out --n-q.")
     if segment and token_format is not None:
         raise typer.BadParameter("--segment writes a table (.tsv); leave out --format.")
+
+
+def _check_rate(segment: bool, price: float | None, sources: list[str]) -> None:
+    if not segment:
+        raise typer.BadParameter("--rate goes with --segment.")
+    if price is not None:
+        raise typer.BadParameter("give --price or --rate, not both.")
+    if STDIO in sources:
+        raise typer.BadParameter("--rate listens twice; give a file, or --price.")
 
 
 def _suffix(out: str | None, formats: tuple[str, ...], token_format: TokenFormat | None) -> str:

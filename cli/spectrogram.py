@@ -16,7 +16,9 @@ def spectrogram(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Picture to write, PNG.")],
     tokens: Annotated[Path | None, typer.Option(help="Tokens to draw under them.")] = None,
-    sample_rate: Annotated[int, typer.Option(min=1, help="Rate to draw at, in Hz.")] = 16_000,
+    sample_rate: Annotated[
+        int, typer.Option(min=1000, max=768_000, help="Rate to draw at, in Hz.")
+    ] = 16_000,
     frame_rate: Annotated[
         float, typer.Option(min=0.001, help="Frames a second of tokens that do not say it (.npy).")
     ] = 50.0,
@@ -31,12 +33,12 @@ def spectrogram(
     check_picture(out)
     refuse_sources([*recordings, *([str(tokens)] if tokens else [])], [str(out)])
     from audiovq import read_tokens
-    from audiovq.audio import load_audio
+    from audiovq.audio import AudioReader
     from audiovq.files import refuse_existing
     from audiovq.pictures import draw_spectrograms
 
     refuse_existing(out, overwrite=force)  # before the work, not after it
-    wavs = {name: load_audio(name, sample_rate) for name in recordings}
+    wavs = {name: AudioReader(name, sample_rate) for name in recordings}
     codes = read_tokens(tokens) if tokens is not None else None
     if codes is not None and codes.header is not None:
         frame_rate = codes.header.frame_rate

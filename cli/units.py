@@ -10,12 +10,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from audiovq.alignments import TimeUnit, read_alignments
+from audiovq.alignments import TimeUnit, find, read_alignments
 from audiovq.audio import load_audio
-from audiovq.files import atomic_output, refuse_existing
-from audiovq.segment import to_text
+from audiovq.codes import TOKEN_SUFFIXES
+from audiovq.files import FileRefused, atomic_output, refuse_existing
+from audiovq.segment import run_lengths, to_text, write_segments
 from audiovq.units_compare import SAMPLE_RATE, Comparison, compare, encode_units, segment_files
-from audiovq.units_files import find_audio, read_units, write_discophon
+from audiovq.units_files import (
+    SEGMENT_SUFFIX,
+    discophon_phones,
+    find_audio,
+    read_unit_file,
+    read_units,
+    write_discophon,
+)
 from audiovq.units_report import (
     described,
     heatmap,
@@ -25,7 +33,9 @@ from audiovq.units_report import (
     utterance_picture,
 )
 
-from .options import print_table
+from .options import Json, Quiet, Recursive, print_table
+from .plan import plan
+from .work import Done, OnProgress, work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +120,8 @@ def evaluate_command(
     """
     if picture is not None and audio is None:
         raise typer.BadParameter("--picture needs the recordings; add --audio DIR.")
-    for path in (heatmap_to, picture, discophon):
+    phones_to = discophon_phones(discophon) if discophon is not None else None
+    for path in (heatmap_to, picture, discophon, phones_to):
         if path is not None:
             refuse_existing(path, overwrite=force)
     files = read_units(tokens, level=level, frame_rate=frame_rate)
@@ -132,9 +143,12 @@ def evaluate_command(
         raise typer.BadParameter(f"--utterance {utterance} is not among the evaluated files.")
     first = next(iter(found.evaluations))
     if as_json:
-        print(json.dumps({"tokens": str(tokens), "level": level, "systems": found.as_dict()}))
+        about = {"tokens": str(tokens), "level": level, "unmatched": found.unmatched}
+        print(json.dumps({**about, "systems": found.as_dict()}))
     else:
-        _print_tables(found, len(files.units))
+        _print_tables(found)
+    for line in _left_out(found):
+        _say(line)
     if heatmap_to is not None:
         _write_png(heatmap_to, heatmap(found.evaluations[first], title=first), force)
     if picture is not None and audio is not None:
@@ -211,20 +225,23 @@ def report_command(
     images = {
         f"P(phone | unit), {name}": png_bytes(heatmap(evaluation))
         for name, evaluation in found.evaluations.items()
-        if name != "permuted"
+        if name == codec.name or name != "permuted"
     }
     step = max(1, len(found.names) // max(1, pictures))
     for name in found.names[::step][:pictures]:
         images[name] = png_bytes(_picture(found, audio, name))
+    tokens = f"Level {level} of the codes. Fingerprint of the tokens: {codec.fingerprint}."
     page = report_html(
         f"Units of {codec.name}",
         found.evaluations,
         abx=found.abx,
         pictures=images,
-        notes=[f"Level {level} of the codes. Fingerprint of the tokens: {codec.fingerprint}."],
+        notes=[tokens, *_left_out(found)],
     )
     with atomic_output(output, overwrite=force) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    for line in _left_out(found):
+        _say(line)
     _say(f"{output}: units of {len(found.names)} utterances")
 
 
@@ -236,6 +253,9 @@ def text_command(
     ] = None,
     dedup: Annotated[bool, typer.Option("--dedup", help="Merge repeats.")] = False,
     names: Annotated[bool, typer.Option("--names", help="Begin each line with `name|`.")] = False,
+    durations: Annotated[
+        bool, typer.Option("--durations", help="Merge repeats and write each as unit:frames.")
+    ] = False,
     level: Level = 0,
     force: Force = False,
 ) -> None:
@@ -248,7 +268,7 @@ def text_command(
     if output is not None:
         refuse_existing(output, overwrite=force)
     lines = [
-        (f"{name}|" if names else "") + to_text(unit, dedup=dedup)
+        (f"{name}|" if names else "") + to_text(unit, dedup=dedup, durations=durations)
         for name, unit in sorted(read_units(tokens, level=level).units.items())
     ]
     if output is None:
@@ -257,6 +277,53 @@ def text_command(
     with atomic_output(output, overwrite=force) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     _say(f"{output}: {len(lines)} utterances")
+
+
+@units.command("merge")
+def merge_command(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="FILE|DIR...", help="Tokens, .npy or .avq.")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--out", help="Segment file (.tsv) or folder to write.")
+    ],
+    level: Level = 0,
+    frame_rate: FrameRate = 50.0,
+    force: Force = False,
+    recursive: Recursive = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Merge repeated units and keep how long each lasts: tables of unit, start and duration.
+
+    This takes tokens as they are; `encode --segment` listens again, for fewer and longer units.
+
+    Example: audiovq units merge tokens/ -o segments/
+    """
+
+    def rename(path: Path) -> str:
+        return path.stem + SEGMENT_SUFFIX
+
+    def convert(source: str, target: str, on_progress: OnProgress) -> Done:
+        refuse_existing(target, overwrite=force)
+        unit, header = read_unit_file(source, level=level, frame_rate=frame_rate)
+        rate = header.frame_rate if header is not None else frame_rate
+        segments = run_lengths(unit)
+        write_segments(target, segments, frame_rate=rate, overwrite=force)
+        line = f"{source} -> {target}: {len(segments)} segments of {len(unit)} frames"
+        facts = {"segments": len(segments), "frames": len(unit)}
+        return Done(line, facts, len(unit) / rate)
+
+    todo = plan(
+        sources,
+        output,
+        TOKEN_SUFFIXES,
+        rename,
+        (SEGMENT_SUFFIX,),
+        recursive=recursive,
+        what="token files",
+    )
+    work(todo, convert, quiet=quiet, as_json=as_json)
 
 
 def _shift(text: str) -> int | Literal["auto"]:
@@ -268,12 +335,21 @@ def _shift(text: str) -> int | Literal["auto"]:
         raise typer.BadParameter(f"--shift is a number of frames or auto, not {text!r}.") from error
 
 
-def _print_tables(found: Comparison, n_files: int) -> None:
+def _left_out(found: Comparison) -> list[str]:
+    """A line on the files that no alignment belongs to, if there are any."""
+    if not found.unmatched:
+        return []
+    n_files = len(found.names) + len(found.unmatched)
+    return [
+        f"{len(found.unmatched)} of {n_files} files are left out, {found.unmatched[0]} among them: "
+        "no alignment has their name, or it fits several files."
+    ]
+
+
+def _print_tables(found: Comparison) -> None:
     console = Console()
     for name, evaluation in found.evaluations.items():
         console.print(described(name, evaluation), highlight=False, soft_wrap=True)
-    if len(found.names) < n_files:
-        console.print(f"{n_files - len(found.names)} token files have no alignment: left out.")
     for silence, title in ((False, "Speech alone"), (True, "With silence as a phone")):
         table = Table(title=title, title_justify="left")
         table.add_column("measure", no_wrap=True)
@@ -286,10 +362,13 @@ def _print_tables(found: Comparison, n_files: int) -> None:
 
 def _picture(found: Comparison, audio: Path, name: str) -> "Figure":
     """The picture of one utterance, with a row for each system."""
-    (path,) = find_audio(audio, [name]).values()
+    recordings = find_audio(audio)
+    matches = find(found.names, recordings)  # of all names: one alone would not be ambiguous
+    if name not in matches:
+        raise FileRefused(f"{audio} has no recording for {name}, or several.")
     tracks = {system: units[name] for system, units in found.units.items()}
     return utterance_picture(
-        load_audio(path, SAMPLE_RATE),
+        load_audio(recordings[matches[name]], SAMPLE_RATE),
         SAMPLE_RATE,
         found.alignments[name],
         tracks,

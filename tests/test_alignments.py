@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from audiovq.alignments import (
@@ -110,6 +111,9 @@ def test_a_textgrid_without_a_phone_tier_asks_for_one(tmp_path: Path) -> None:
         ("a.phn", "zero 1.0 a\n", "where a time should be"),
         ("a.phn", "0.5 0.2 a\n", "times are >= 0"),
         ("a.phn", "-0.5 0.2 a\n", "times are >= 0"),
+        ("a.phn", "0.0 nan a\n", "times are >= 0"),
+        ("a.phn", "nan 0.5 a\n", "times are >= 0"),
+        ("a.phn", "0.0 inf a\n", "times are >= 0"),
         ("a.phn", "0.0 0.5 a\n0.2 0.7 b\n", "overlapping"),
         ("a.phn", "0.5 0.5 a\n", "no intervals"),
         ("a.phn", "0.0 nan a\n", "to nan s; times are >= 0"),
@@ -147,6 +151,8 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
 def test_overlaps_of_rounding_are_cut(tmp_path: Path) -> None:
     path = write(tmp_path, "a.phn", "0.00 0.11 a\n0.10 0.20 b\n0.20 0.20 c\n")
     assert read_alignment(path) == [Interval(0.0, 0.10, "a"), Interval(0.10, 0.20, "b")]
+    path = write(tmp_path, "b.phn", "0.0 0.1 a\n0.1 0.105 b\n0.095 0.2 c\n")  # b vanishes
+    assert read_alignment(path) == [Interval(0.0, 0.095, "a"), Interval(0.095, 0.2, "c")]
 
 
 def test_a_folder_is_read_by_relative_names(tmp_path: Path) -> None:
@@ -162,9 +168,48 @@ def test_a_folder_is_read_by_relative_names(tmp_path: Path) -> None:
     assert list(read_ctm(tmp_path / "all.ctm")) == ["u2", "u3"]
 
 
-def test_files_are_matched_by_path_then_by_an_unambiguous_last_part() -> None:
-    alignments = ["s1/u1", "s2/u1", "s2/u2"]
-    assert find(["s1/u1", "x/u2", "u1", "u9"], alignments) == {"s1/u1": "s1/u1", "x/u2": "s2/u2"}
+def test_a_path_matches_itself_or_its_own_end() -> None:
+    alignments = ["s1/u1", "s2/u1", "u2", "corpus/s3/u3"]
+    names = ["s1/u1", "x/u2", "s3/u3", "u1", "u9"]
+    assert find(names, alignments) == {"s1/u1": "s1/u1", "x/u2": "u2", "s3/u3": "corpus/s3/u3"}
+
+
+@pytest.mark.parametrize(
+    ("names", "alignments", "want"),
+    [
+        (["s1/a", "s2/a"], ["s1/a"], {"s1/a": "s1/a"}),
+        (["s1/a", "s2/b"], ["s1/a", "s1/b"], {"s1/a": "s1/a"}),  # s1/b is another speaker's
+        (["s1/a", "s2/a"], ["a"], {}),
+        (["a"], ["s1/a", "s2/a"], {}),
+        # Folders that say nothing are passed over, if last parts alone tell files apart.
+        (["x/a", "x/b"], ["y/b", "y/a"], {"x/a": "y/a", "x/b": "y/b"}),
+        (["x/1/a", "x/2/a", "x/2/b"], ["y/1/a", "y/1/b"], {}),
+        (["x/a"], [], {}),
+    ],
+)
+def test_what_is_ambiguous_matches_nothing(names: list, alignments: list, want: dict) -> None:
+    assert find(names, alignments) == want
+
+
+def test_no_alignment_is_given_to_two_files() -> None:
+    random = np.random.default_rng(0)
+    paths = ["/".join(random.choice(list("ab"), size=n)) for n in (1, 2, 2, 3) for _ in range(4)]
+    for _ in range(300):
+        names, alignments = (random.choice(paths, size=5).tolist() for _ in range(2))
+        matches = find(names, alignments)
+        assert len(set(matches.values())) == len(matches)
+        assert matches == find(names[::-1], alignments[::-1])
+        assert all(matches[name] == name for name in set(names) & set(alignments))
+        assert all(n.rsplit("/", 1)[-1] == a.rsplit("/", 1)[-1] for n, a in matches.items())
+
+
+def test_two_alignments_of_an_utterance_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "s1/u1.phn", "0.0 0.5 a\n")
+    write(tmp_path, "s1/.u1.lab", "0.0 0.5 hidden\n")
+    assert list(read_alignments(tmp_path)) == ["s1/u1"]
+    write(tmp_path, "s1/u1.lab", "0.0 0.5 b\n")
+    with pytest.raises(FileRefused, match="another alignment of s1/u1"):
+        read_alignments(tmp_path)
 
 
 def test_names_of_silence() -> None:

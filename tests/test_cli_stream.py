@@ -216,7 +216,7 @@ def test_what_is_no_pipe_is_one_sentence(tiny_folder, samples, tmp_path):
     sound = f"--model {tiny_folder} < {tmp_path}/a.wav"
     for line, message in (
         (f"{audiovq} encode <&-", "pipe sound into it"),
-        (f"{audiovq} decode < /dev/null >&-", "must be open"),
+        (f"{audiovq} decode < /dev/null >&-", "pipe an .avq stream"),
         (f"{audiovq} encode {sound} > /dev/full", "No space left"),
         (f"{audiovq} encode {sound} | true; exit ${{PIPESTATUS[0]}}", "has ended"),
     ):

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from audiovq import AudioVQ, ModelConfig
 from audiovq.audio import save_audio
 from audiovq.codes import Header, write_avq, write_npy
 from audiovq.files import FileRefused
-from audiovq.segment import run_lengths, write_segments
+from audiovq.segment import from_text, read_segments, run_lengths, write_segments
+from audiovq_cli import app
 from audiovq_cli.units import units
 
 pytest.importorskip("sklearn")
@@ -138,6 +140,66 @@ def test_text_is_a_line_an_utterance(corpus: Path, tmp_path: Path) -> None:
     assert merged == [str(s.unit) for s in run_lengths(np.array(want))]
 
 
+@pytest.mark.parametrize("tokens", ["tokens", "avq"])
+def test_merged_tokens_are_segments(corpus: Path, tmp_path: Path, tokens: str) -> None:
+    run("merge", corpus / tokens, "-r", "-o", tmp_path / "out")
+    for path in (corpus / "segments").rglob("*.tsv"):
+        made = tmp_path / "out" / path.relative_to(corpus / "segments")
+        assert made.read_bytes() == path.read_bytes()
+    one = corpus / tokens / f"s1/s1-0.{'npy' if tokens == 'tokens' else 'avq'}"
+    run("merge", one, "-o", tmp_path / "one.tsv", "--level", "1")
+    merged = run_lengths(np.load(corpus / "tokens/s1/s1-0.npy")[1])
+    assert read_segments(tmp_path / "one.tsv") == merged
+    with pytest.raises(AssertionError, match="--force"):  # the exit code is not 0
+        run("merge", one, "-o", tmp_path / "one.tsv")
+    result = CliRunner().invoke(units, ["merge", str(one), "-o", str(tmp_path / "one.npy")])
+    assert result.exit_code == 2
+
+
+def test_text_can_say_how_long_units_last(corpus: Path) -> None:
+    for tokens in ("tokens", "segments"):
+        line = run("text", corpus / tokens, "--durations").splitlines()[0]
+        assert (from_text(line) == np.load(corpus / "tokens/s1/s1-0.npy")[0]).all()
+        assert line.split() == [
+            f"{s.unit}:{s.duration}" for s in read_segments(corpus / "segments/s1/s1-0.tsv")
+        ]
+
+
+def test_files_left_out_are_counted(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus / "phones/s1", tmp_path / "phones/s1")
+    common = ["evaluate", str(corpus / "tokens"), "--alignments", str(tmp_path / "phones")]
+    result = CliRunner().invoke(units, [*common, "--json"], catch_exceptions=False)
+    assert json.loads(result.stdout)["unmatched"] == ["s2/s2-0", "s2/s2-1", "s2/s2-2"]
+    assert "3 of 6 files are left out, s2/s2-0 among them" in result.stderr
+
+
+def test_a_picture_shows_the_sound_of_its_own_utterance(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus / "wavs/s1", tmp_path / "wavs/s1")
+    (tmp_path / "wavs/s3").mkdir()
+    shutil.copy(corpus / "wavs/s2/s2-1.wav", tmp_path / "wavs/s3/s2-1.wav")  # another speaker's
+    common = ["evaluate", corpus / "tokens", "--alignments", corpus / "phones"]
+    outputs = ["--picture", tmp_path / "p.png", "--audio", tmp_path / "wavs"]
+    with pytest.raises(FileRefused, match="no recording for s2/s2-1"):
+        run(*common, *outputs, "--utterance", "s2/s2-1")
+    run(*common, *outputs, "--utterance", "s1/s1-1")
+
+
+def test_segments_at_a_rate(corpus: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    source = str(corpus / "wavs/s1/s1-0.wav")
+    common = ["encode", source, "--model", str(tiny_folder), "--rate", "10"]
+    result = CliRunner().invoke(app, [*common, "--segment", "-o", str(tmp_path / "a.tsv")])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"a second: --price [\d.]+$", result.stderr, re.MULTILINE)
+    price = result.stderr.rsplit("--price ", 1)[1].split()[0]
+    again = [*common[:-2], "--segment", "--price", price, "-o", str(tmp_path / "b.tsv")]
+    assert CliRunner().invoke(app, again).exit_code == 0
+    assert (tmp_path / "a.tsv").read_bytes() == (tmp_path / "b.tsv").read_bytes()
+    for wrong in ([], ["--segment", "--price", "1"]):
+        assert CliRunner().invoke(app, [*common, *wrong]).exit_code == 2
+    piped = ["encode", "-", "-o", str(tmp_path / "c.tsv"), "--segment", "--rate", "10"]
+    assert CliRunner().invoke(app, piped).exit_code == 2
+
+
 def test_report_is_one_page(corpus: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
@@ -172,7 +234,7 @@ def test_the_page_in_docs_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert shell
     commands = [shlex.split(line) for line in shell[1].replace("\\\n", " ").splitlines()]
     mine = [c[2:] for c in commands if c[:2] == ["audiovq", "units"] and c[2] != "report"]
-    assert [c[0] for c in mine] == ["evaluate", "text"]
+    assert [c[0] for c in mine] == ["evaluate", "text", "merge"]
     for command in mine:
         run(*command)
     assert Path("heatmap.png").read_bytes()[:4] == PNG

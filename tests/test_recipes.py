@@ -279,3 +279,12 @@ def test_arguments_are_explained(capsys: pytest.CaptureFixture, monkeypatch: pyt
         prepare("ljspeech", [], monkeypatch)
     assert stop.value.code == 2
     assert "CORPUS_DIR OUT_DIR" in capsys.readouterr().out
+
+
+def test_labels_refuse_a_manifest_before_they_write(tmp_path):
+    labels = runpy.run_path(str(RECIPES / "speech_mix" / "labels.py"))
+    (tmp_path / "bad.jsonl").write_text("no manifest")
+    for name, says in (("none.jsonl", "does not exist"), ("bad.jsonl", "not a lhotse CutSet")):
+        with pytest.raises(SystemExit, match=says):
+            labels["main"](tmp_path / "out", [tmp_path / name])
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,14 @@ from tiny import EXAMPLES, TINY, started_model
 from audiovq import FileRefused, read_tokens
 from audiovq.audio import load_audio
 from audiovq.segment import expand, read_segments
-from audiovq.transcode import decode_file, encode_file, segment_file
+from audiovq.transcode import (
+    ENCODE_FRAMES,
+    decode_file,
+    encode_file,
+    fit_price,
+    segment_file,
+    unit_distances,
+)
 
 
 @pytest.mark.parametrize("token_format", ["npy", "avq"])
@@ -105,3 +112,53 @@ def test_a_higher_price_makes_fewer_segments(tiny_model, tmp_path):
         counts.append(segment_file(tiny_model, EXAMPLES[1], path, price=price).shape[1])
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 1
+
+
+def test_distances_in_pieces_are_those_of_the_whole():
+    model = started_model(TINY)  # of its own, for the hook
+    wav = np.tile(load_audio(EXAMPLES[1], 16_000), 4)[:-100]
+    whole = model.unit_distances(torch.from_numpy(wav)[None, None])[0].numpy()
+    heard = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0].shape[2]))
+    parts = unit_distances(model, [wav])
+    assert max(heard) == ENCODE_FRAMES * 320 < len(wav)  # however long it is
+    np.testing.assert_allclose(np.concatenate(list(parts)), whole, atol=1e-3)
+    again = unit_distances(model, np.split(wav, [1, 700, 90_001]))
+    assert np.array_equal(parts.z, again.z)
+
+
+def test_the_price_for_a_rate_is_found_on_the_recordings(tiny_model, tmp_path, monkeypatch):
+    price = fit_price(tiny_model, [EXAMPLES[1]], 12.0)
+    done = segment_file(tiny_model, EXAMPLES[1], tmp_path / "a.tsv", price=price)
+    assert done.shape[1] / done.seconds == pytest.approx(12.0, abs=0.5)
+    assert price == float(f"{price:.4g}")  # what is printed is what was used
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    assert fit_price(tiny_model, [tmp_path / "bad.wav", EXAMPLES[1]], 12.0) == price
+    with pytest.raises(FileRefused, match="not audio"):
+        fit_price(tiny_model, [tmp_path / "bad.wav"], 12.0)
+    for sources, rate in (([], 12.0), ([EXAMPLES[1]], 0.0), ([EXAMPLES[1]], float("nan"))):
+        with pytest.raises(ValueError, match=r"at least one|> 0"):
+            fit_price(tiny_model, sources, rate)
+
+
+def test_a_price_is_found_on_a_bounded_part_of_the_sources(tiny_model, monkeypatch):
+    opened = []
+    monkeypatch.setattr("audiovq.transcode.FIT_SECONDS", 2)
+    monkeypatch.setattr("audiovq.audio._BLOCK", 1600)
+
+    def counted(model, blocks):
+        opened.append(sum(map(len, blocks)))
+        return unit_distances(model, [np.zeros(1600, np.float32)])
+
+    monkeypatch.setattr("audiovq.transcode.unit_distances", counted)
+    fit_price(tiny_model, [EXAMPLES[1]] * 100, 12.0)
+    assert 20 < len(opened) <= 40
+    assert sum(opened) < 2 * 2 * 16_000
+
+
+@pytest.mark.parametrize("price", ["much", True, -1.0, float("nan")])
+def test_a_card_whose_price_is_no_price_is_refused(price, tmp_path):
+    model = started_model(TINY)
+    model.card["segment_price"] = price
+    with pytest.raises(ValueError, match="a number >= 0"):
+        segment_file(model, EXAMPLES[1], tmp_path / "a.tsv")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from audiovq.alignments import Interval
+from audiovq.segment import run_lengths
 from audiovq.units import (
     adjusted_pnmi,
     best_shift,
@@ -20,7 +21,6 @@ from audiovq.units import (
     frame_labels,
     held_out_hits,
     match_boundaries,
-    merge_repeats,
     mutual_information,
     phone_changes,
     phone_given_unit,
@@ -249,7 +249,9 @@ def test_r_value_of_the_paper() -> None:
     r1 = math.sqrt(0.2**2 + 1.0**2)
     r2 = (-1.0 + 0.8 - 1) / math.sqrt(2)
     assert scores["r_value"] == pytest.approx(1 - (abs(r1) + abs(r2)) / 2)
-    assert boundary_scores(0, 0, 0)["boundary_f1"] == 0.0
+    # Nothing to count: zeros, as for every other measure.
+    for n_found in (0, 5):
+        assert boundary_scores(0, n_found, 0) == dict.fromkeys(perfect, 0.0)
 
 
 def test_more_boundaries_raise_recall_but_not_the_r_value() -> None:
@@ -283,7 +285,6 @@ def test_without_silence_only_boundaries_between_phones_count() -> None:
 
 
 def test_rate_and_bitrate_of_the_zerospeech_definition() -> None:
-    assert merge_repeats(np.array([1, 1, 2, 2, 1])).tolist() == [1, 2, 1]
     # Eight symbols, four kinds, even: 2 bits each, in two seconds.
     sequences = [np.array([0, 1, 2, 3]), np.array([3, 2, 1, 0])]
     assert zerospeech_bitrate(sequences, 2.0) == pytest.approx(8 / 2 * 2)
@@ -294,7 +295,7 @@ def test_evaluate_counts_rates_as_the_functions_do() -> None:
     labels, alignments = utterances(5)
     result = evaluate(labels, alignments, n_bootstrap=0).with_silence
     seconds = sum(map(len, labels)) / RATE
-    merged = [merge_repeats(x) for x in labels]
+    merged = [np.array([s.unit for s in run_lengths(x)]) for x in labels]
     assert result["units_per_second"].value == pytest.approx(sum(map(len, merged)) / seconds)
     assert result["bitrate"].value == pytest.approx(zerospeech_bitrate(labels, seconds))
     assert result["bitrate_merged"].value == pytest.approx(zerospeech_bitrate(merged, seconds))
@@ -379,3 +380,18 @@ def test_what_does_not_fit_is_refused() -> None:
         evaluate(labels, alignments, frame_rate=75.0)
     with pytest.raises(ValueError, match="alignment is empty"):
         evaluate(labels, [*alignments[:2], []])
+
+
+@pytest.mark.parametrize("frame_rate", [0.0, -50.0, float("nan"), float("inf")])
+def test_a_frame_rate_that_is_none_is_refused(frame_rate: float) -> None:
+    labels, alignments = utterances(2)
+    with pytest.raises(ValueError, match="frames a second"):
+        evaluate(labels, alignments, frame_rate=frame_rate)
+
+
+def test_what_leaves_nothing_to_measure_is_refused() -> None:
+    labels, alignments = utterances(2)
+    with pytest.raises(ValueError, match=r"no frame .* shift of 500"):
+        evaluate(labels, alignments, shift=500)
+    with pytest.raises(ValueError, match="n_folds"):
+        evaluate(labels, alignments, speakers=["a", "b"], n_folds=1)

@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from audiovq.data import read_crop
+from audiovq.data import read_crop, read_manifest
 from audiovq.files import FileRefused, atomic_output
 
 SAMPLE_RATE = 16_000
@@ -29,6 +29,11 @@ PHONES = (
 
 def main(out: Path, manifests: Annotated[list[Path], typer.Argument()]) -> None:
     """Write phone labels of all English recordings with texts that the manifests list."""
+    try:
+        for path in manifests:
+            read_manifest(path)  # refuses ids that are no names for files, too
+    except FileRefused as error:
+        sys.exit(str(error))
     from lhotse import CutSet
     from pocketsphinx import Decoder, get_model_path
 
