@@ -49,6 +49,7 @@ from audiovq.discriminator import (
     feature_loss,
 )
 from audiovq.files import FileRefused
+from audiovq.hardware import choose_precision, choose_threads, describe
 from audiovq.health import COLLAPSED, codebook_health
 from audiovq.losses import SHORT_SCALES, MelLoss
 from audiovq.model import AudioVQ
@@ -130,6 +131,8 @@ def train(
     if newest_checkpoint(out) and not resume:
         raise FileRefused(f"{out} holds a run already; add --resume or name another folder.")
     settings = recipe.train
+    precision = choose_precision(settings.precision, settings.accelerator)
+    threads = choose_threads(settings.threads, settings.devices)
     ddp = DDPStrategy(
         broadcast_buffers=False,  # the codebooks keep themselves equal
         find_unused_parameters=recipe.model.codebook == "gradient",
@@ -138,10 +141,12 @@ def train(
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=ddp if settings.devices > 1 else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(threads)
+    if fabric.is_global_zero:
+        logger.info("Training on %s.", describe(fabric.device, precision, threads))
     run = Run(recipe, out, fabric)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     quiet = console is None or not console.is_terminal or not fabric.is_global_zero
