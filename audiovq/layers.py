@@ -6,7 +6,8 @@ carried over, is the same computation. The layout keeps channels last, so that e
 one matrix product.
 
 The layers' weights are laid out for training. `packed` gives a copy of a module for inference on
-the CPU, in which every matrix lies as oneDNN or FBGEMM reads it; it computes the same function.
+the CPU, in which every matrix lies as oneDNN or FBGEMM reads it where there is one; it computes the
+same function, each frame alike however many there are.
 """
 
 import copy
@@ -21,7 +22,7 @@ State = list[Tensor]
 """One tensor for each layer of a stack."""
 
 ROWS = 16
-"""Rows of the products that packed weights are laid out for; others are computed as well."""
+"""Rows of the products that packed weights are laid out for and whose sums set the order."""
 
 
 class CausalConv(nn.Module):
@@ -77,48 +78,115 @@ class ResidualBlock(nn.Module):
         return x + self.down(F.gelu(y)), past[:, n_frames:]
 
 
-class PackedLinear(nn.Module):
-    """A linear layer for inference, [..., in] -> [..., out], its weight packed once for oneDNN.
+class RowLinear(nn.Module):
+    """A linear layer for inference, [..., in] -> [..., out], each row of which is computed alone.
 
-    A product of few rows spends much of its time on laying out the weight; here that is done
-    beforehand. `activation` is "none" or "gelu", computed in the same pass.
+    A library may sum a row's products in another order when there are few rows, or a few more than
+    fill its tiles. Here the order is that of a product of `ROWS` rows. A number of rows that gives
+    it is computed as it is, and another is filled up with zeros to one that does, which is tried
+    when the number first comes, once a process for each kind and size of layer. Where no number
+    does, the rows go in groups of `ROWS`; and one by one where a row's place in a group matters.
+
+    All of it holds on one thread.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        # The operators that torch.compile emits for a linear layer with a constant weight.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
         self.bias = bias.detach().clone()
-        self.activation = activation
+        self.width = weight.shape[1]
+        self.known = _known_rows.setdefault((type(self), *weight.shape), {})
+
+    def product(self, x: Tensor) -> Tensor:
+        """[n, in] -> [n, out] in one product, in whatever order."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(
-            x, self.weight, self.bias, self.activation, [], "none"
-        )
+        rows = x.flatten(0, -2)
+        n = len(rows)
+        if n not in self.known:
+            self.known[n] = self._find_rows(n)
+        size = self.known[n]
+        if size == n:
+            y = self.product(rows)
+        elif size > n:
+            y = self.product(F.pad(rows, (0, 0, 0, size - n)))[:n]
+        else:
+            groups = F.pad(rows, (0, 0, 0, -n % size)).split(size)
+            y = torch.cat([self.product(group) for group in groups])[:n]
+        return y.view(*x.shape[:-1], y.shape[1])
 
-    def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """`other` + this layer's output of x, in one pass."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+    @property
+    def has_one_order(self) -> bool:
+        """Whether a row's place among `ROWS` rows does not matter."""
+        noise = self._noise()
+        return torch.equal(self.product(noise.roll(1, 0)).roll(-1, 0), self.product(noise))
+
+    def _noise(self) -> Tensor:
+        # The order of a product's sums does not depend on the data, so noise finds any difference.
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(ROWS, self.width, generator=generator).to(self.bias.dtype)
+
+    def _find_rows(self, n: int) -> int:
+        """Rows to compute at once when there are n: n or a few more, or else the size of groups."""
+        if not self.has_one_order:
+            return 1
+        noise = self._noise()
+        wanted = self.product(noise)
+        for size in range(n, n + ROWS):
+            copies = -(-size // ROWS)
+            if torch.equal(
+                self.product(noise.repeat(copies, 1)[:size]), wanted.repeat(copies, 1)[:size]
+            ):
+                return size
+        return ROWS
 
 
-class HalfLinear(nn.Module):
-    """`PackedLinear` with a weight that is kept in float16, which must hold it exactly.
+_known_rows: dict[tuple[type, int, int], dict[int, int]] = {}
+"""For each kind and size of layer: what `RowLinear._find_rows` found."""
 
-    The products and their sums are float32 all the same (FBGEMM). A live stream has a few rows at a
-    time, whose cost is that of fetching the weights: here half as many bytes. And a row's sums have
-    one order, however many rows there are.
+
+class PlainLinear(RowLinear):
+    """A linear layer with its weight as it is: for any machine."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        self.weight = weight.detach().clone()
+
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear(RowLinear):
+    """A linear layer whose weight is packed once for oneDNN.
+
+    A product of few rows spends much of its time on laying out the weight; here that is done
+    beforehand.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
-        super().__init__()
-        self.bias = bias.detach().clone()
-        self.activation = activation
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
+        # The operators that torch.compile emits for a linear layer with a constant weight.
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+
+    def product(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "none")
+
+
+class HalfLinear(RowLinear):
+    """A linear layer with a weight that is kept in float16, which must hold it exactly.
+
+    The products and their sums are float32 all the same (FBGEMM). A live stream has a few rows at a
+    time, whose cost is that of fetching the weights: here half as many bytes.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__(weight, bias)
         with warnings.catch_warnings():
             # torch calls both functions deprecated, each when it is first used. The operator it
             # keeps beside them, quantized::linear_dynamic_fp16, takes 10 us more for each call.
             warnings.simplefilter("ignore", UserWarning)
             self.weight = torch.fbgemm_pack_gemm_matrix_fp16(weight.detach())
-            self(weight.new_zeros(1, weight.shape[1]))
+            self.product(weight.new_zeros(1, weight.shape[1]))
 
     @staticmethod
     def holds(weight: Tensor) -> bool:
@@ -129,19 +197,20 @@ class HalfLinear(nn.Module):
             and torch.equal(weight.half().float(), weight)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.weight, self.bias)
-        return F.gelu(y) if self.activation == "gelu" else y
-
-    def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """`other` + this layer's output of x."""
-        return self(x).add_(other)
+    def product(self, x: Tensor) -> Tensor:
+        return torch.fbgemm_linear_fp16_weight_fp32_activation(x, self.weight, self.bias)
 
 
-def packed_linear(linear: nn.Linear, activation: str = "none") -> PackedLinear | HalfLinear:
-    """A linear layer as inference runs it fastest."""
-    kind = HalfLinear if HalfLinear.holds(linear.weight) else PackedLinear
-    return kind(linear.weight, linear.bias, activation)
+def packed_linear(linear: nn.Linear) -> RowLinear:
+    """A linear layer as inference runs it fastest here, its rows independent of each other."""
+    weight, bias = linear.weight, linear.bias
+    if can_pack(weight):
+        kinds = [HalfLinear, PackedLinear] if HalfLinear.holds(weight) else [PackedLinear]
+        for kind in kinds:
+            layer: RowLinear = kind(weight, bias)
+            if layer.has_one_order:
+                return layer
+    return PlainLinear(weight, bias)
 
 
 class PackedBlock(nn.Module):
@@ -150,7 +219,7 @@ class PackedBlock(nn.Module):
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
         self.kernel = block.kernel.detach().clone().unsqueeze(1)  # [kernel_size, 1, C]
-        self.up = packed_linear(block.up, "gelu")
+        self.up = packed_linear(block.up)
         self.down = packed_linear(block.down)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,11 +228,11 @@ class PackedBlock(nn.Module):
         windows = past.unfold(1, n_frames, 1).transpose(2, 3)  # [B, kernel_size, T, C]
         y = (windows * self.kernel).sum(dim=1)
         y = self.up(F.layer_norm(y, y.shape[-1:]))
-        return self.down.add(y, x), past[:, n_frames:]
+        return self.down(F.gelu(y)).add_(x), past[:, n_frames:]
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether `packed` works where this weight is: float32, on an x86 CPU with AVX2 or better."""
+    """Whether weights can be packed where this one is: float32, x86 CPU with AVX2 or better."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32

@@ -160,15 +160,19 @@ class TrainSettings:
     """Of the moving average of the generator's weights, which validation and export use."""
     quantizer_dropout: Share = 0.5
     """Share of items that train with fewer levels, 1 to all at random."""
-    precision: Annotated[str, Choice(("bf16-mixed", "32-true"))] = "bf16-mixed"
-    """Of encoder, decoder and discriminators: "bf16-mixed" or "32-true" (Fabric's names).
-    Quantizer, STFTs and losses are always float32."""
+    precision: Annotated[str, Choice(("auto", "bf16-mixed", "32-true"))] = "auto"
+    """Of encoder, decoder and discriminators: "bf16-mixed" or "32-true" (Fabric's names); "auto" is
+    bf16 where the CPU or GPU multiplies it in hardware (without, it is ten times slower than
+    float32). Quantizer, STFTs and losses are always float32."""
     accelerator: Annotated[str, Choice(("auto", "cpu", "cuda", "gpu", "mps"))] = "auto"
     """"auto", "cpu", "cuda", or another of Fabric's names."""
     devices: Count = 1
     """Processes, one for each device."""
-    threads: Count = 1
-    """CPU threads of each process."""
+    threads: Steps = 1
+    """CPU threads of each process; 0 shares out the cores that are idle at the start. Two are 1.7
+    times as fast as one on an idle machine, and ten times slower on a busy one, where they wait for
+    each other: hence one unless told otherwise. Sums hang on the number, so a run that resumes with
+    another one is not the same bit for bit."""
     seed: Annotated[int, Range(0, 2**53)] = 0
     """Of the weights, the order of the data and the dropout."""
     log_every: Count = 50

@@ -14,11 +14,15 @@ unfinished block anew with every frame, which costs more.
 More threads take runs of blocks side by side: a block depends on the receptive field before it and
 on nothing earlier, so a run that starts that much early, from silence, meets the state that the run
 before it leaves, bit for bit. Frames to decode are shared out in the same way.
+
+Decoding needs no blocks: its products give a frame the same numbers however many frames there are
+(`layers.RowLinear`), and whether all the other steps do is tried as well. Where one does not,
+frames are decoded one by one.
 """
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -37,6 +41,8 @@ LONG_PIECE = 4
 """Blocks that the encoder computes at once when more are there and when it is exact."""
 DECODE_BLOCK = 128
 """Frames that are decoded at once when more are there: past this, no faster and more memory."""
+DECODE_CUTS = ([*range(1, 16), 8], [31, 97], [127, 1])
+"""Cuttings of such a block that must not change a bit of it."""
 
 
 class Codec(Protocol):
@@ -61,14 +67,14 @@ class _Engine:
         self.device = self.tables[0].device
         self.initial_encoder_state: State = model.encoder.initial_state(1)
         self.initial_decoder_state: State = model.decoder.initial_state(1)
-        if can_pack(self.tables[0]):
-            self.encoder = packed(model.encoder)
-            self.quantizer = packed(model.quantizer)
-            self.decoder = packed(model.decoder)
-        else:
-            self.encoder, self.quantizer, self.decoder = copy.deepcopy(
-                (model.encoder, model.quantizer, model.decoder)
-            )
+        with _one_thread():
+            if self.device.type == "cpu":
+                self.quantizer, self.decoder = packed(model.quantizer), packed(model.decoder)
+            else:
+                self.quantizer, self.decoder = copy.deepcopy((model.quantizer, model.decoder))
+            # Its blocks have one shape, in which plain layers are exact and lose nothing.
+            can = can_pack(self.tables[0])
+            self.encoder = packed(model.encoder) if can else copy.deepcopy(model.encoder)
         self.block = model.config.block_frames * model.config.hop_length  # samples
         self.warm_up = -(-model.config.receptive_field // self.block)  # blocks
 
@@ -101,16 +107,12 @@ class _Engine:
     def decode_frames(self, codes: Tensor, state: State) -> tuple[Tensor, State]:
         """Samples [1, 1, T * hop] of codes [1, n_q, T], T >= 1, with threads as `encode_blocks`."""
         f0, state = self._contour(codes, state)
+        size = self.decode_block
 
         def compute(start: int, end: int, state: State) -> tuple[Tensor, State]:
-            outputs = []
-            with torch.inference_mode():
-                for first in range(start, end, DECODE_BLOCK):
-                    piece = slice(first, min(first + DECODE_BLOCK, end))
-                    z_q = self.quantizer.decode(codes[:, :, piece], self.tables)
-                    wav, state = self.decoder(z_q, state, None if f0 is None else f0[:, piece])
-                    outputs.append(wav)
-            return torch.cat(outputs, dim=2), state
+            pieces = codes[:, :, start:end].split(size, dim=2)
+            contours = None if f0 is None else f0[:, start:end].split(size, dim=1)
+            return self._decode_pieces(pieces, state, contours)
 
         def initial(start: int) -> State:
             known = None if f0 is None else f0[:, :start]
@@ -122,12 +124,29 @@ class _Engine:
         """The fundamental [1, T] of all frames, on one thread: the phase of each hangs on it."""
         parts = []
         with torch.inference_mode(), _one_thread():
-            for piece in codes.split(DECODE_BLOCK, dim=2):
+            for piece in codes.split(self.decode_block, dim=2):
                 f0, state = self.decoder.contour(self.quantizer.decode(piece, self.tables), state)
                 if f0 is None:
                     return None, state
                 parts.append(f0)
         return torch.cat(parts, dim=1), state
+
+    def decode_latent(self, z_q: Tensor, state: State) -> tuple[Tensor, State]:
+        """The decoder on one thread: samples [1, 1, T * hop] of z_q [1, T, D]."""
+        with torch.inference_mode(), _one_thread():
+            return self.decoder(z_q, state)
+
+    def _decode_pieces(
+        self, pieces: Sequence[Tensor], state: State, contours: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, State]:
+        outputs = []
+        with torch.inference_mode(), _one_thread():
+            for index, piece in enumerate(pieces):
+                z_q = self.quantizer.decode(piece, self.tables)
+                f0 = contours[index] if contours is not None else None
+                wav, state = self.decoder(z_q, state, f0)
+                outputs.append(wav)
+        return torch.cat(outputs, dim=2), state
 
     def _shared(
         self,
@@ -184,6 +203,22 @@ class _Engine:
     def takes_long_pieces(self) -> bool:
         """Whether several blocks at once give the numbers of block by block, bit for bit, here."""
         return self._is_exact(LONG_PIECE * self.block, self.block)
+
+    @cached_property
+    def decode_block(self) -> int:
+        """Frames to decode at once when more are there: 1 where other cuttings give other bits."""
+        if self.device.type != "cpu":  # no promise there, and single frames would take for ever
+            return DECODE_BLOCK
+        shape = (1, self.config.n_codebooks, DECODE_BLOCK)
+        generator = torch.Generator().manual_seed(0)
+        codes = torch.randint(self.config.codebook_size, shape, generator=generator)
+        wav, state = self._decode_pieces([codes], self.initial_decoder_state)
+        for sizes in DECODE_CUTS:
+            pieces = codes.split(sizes, dim=2)
+            other, after = self._decode_pieces(pieces, self.initial_decoder_state)
+            if not all(map(torch.equal, [other, *after], [wav, *state])):
+                return 1
+        return DECODE_BLOCK
 
     def _is_exact(self, n_samples: int, size: int) -> bool:
         """Whether `n_samples` at once and in pieces of `size` are equal in every step.
@@ -318,7 +353,7 @@ class Stream:
             width = self._engine.config.channels[-1]
             with torch.inference_mode():
                 silence = wav.new_zeros(1, self._engine.config.overlap_frames, width)
-                wav, _ = self._engine.decoder(silence, self._decoder_state)
+                wav, _ = self._engine.decode_latent(silence, self._decoder_state)
             wav = self._complete(wav, silence.shape[1])
         self._decoder_state = self._engine.initial_decoder_state
         self._n_frames = 0

@@ -53,6 +53,7 @@ from audiovq.discriminator import (
     feature_loss,
 )
 from audiovq.files import FileRefused, refuse_existing
+from audiovq.hardware import choose_precision, choose_threads, describe
 from audiovq.health import COLLAPSED, codebook_health
 from audiovq.interrupt import TrainingStopped, leave_to_parent, stop_wish
 from audiovq.losses import SHORT_SCALES, MelLoss
@@ -156,6 +157,8 @@ def train(
     out = Path(out)
     start = _find_start(recipe, out, resume=resume, accept_changes=accept_changes)
     settings = recipe.train
+    precision = choose_precision(settings.precision, settings.accelerator)
+    threads = choose_threads(settings.threads, settings.devices)
     ddp = DDPStrategy(
         broadcast_buffers=False,  # the codebooks keep themselves equal
         find_unused_parameters=recipe.model.codebook == "gradient",
@@ -164,10 +167,12 @@ def train(
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=ddp if settings.devices > 1 else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(threads)
+    if fabric.is_global_zero:
+        logger.info("Training on %s.", describe(fabric.device, precision, threads))
     run = Run(recipe, out, fabric, start)
     del start  # its tensors are the run's now
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

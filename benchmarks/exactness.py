@@ -10,9 +10,17 @@ the samples that are decoded: frame by frame, cut at random and on two threads, 
 frames at once on one. Then the slice consistency: the share of tokens that stay the same when a
 slice of 2 s is encoded alone, frame-aligned and at random offsets, over all levels and over the
 units; and what has been published of other codecs.
+
+With --capabilities all of it runs three times: with all that this CPU can do, as on a CPU with
+AVX2, and with neither AVX2 nor packed weights; and at the end come the tokens and samples that
+differ between the three. Those are of whole files; --ways says how many recordings go all the other
+ways.
 """
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +35,21 @@ from audiovq.audio import load_audio
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 PUBLISHED = {"EnCodec": 47.4, "DAC": 39.1, "SpeechTokenizer": 14.7}
 """Share in percent of tokens of a slice that agree with those of the whole, all levels."""
+CAPABILITIES: dict[str, dict[str, str]] = {
+    "all of this CPU": {},
+    "AVX2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "nothing packed": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    },
+}
+"""The switches of torch's own kernels, oneDNN, MKL and FBGEMM: each looks at the CPU for itself."""
 
 
 def streamed(model: AudioVQ, wav: torch.Tensor, sizes: list[int], restart: int = 0) -> torch.Tensor:
@@ -93,14 +116,71 @@ def slice_agreement(
     return alone == whole[0, :, first : first + n_frames]
 
 
+def write_answers(model: AudioVQ, paths: list[Path], answers: str, decode: str | None) -> None:
+    """Tokens of whole files, and the samples of these tokens or of those in the file `decode`."""
+    arrays: dict[str, np.ndarray] = {}
+    given = np.load(decode) if decode else arrays
+    for number, path in enumerate(paths):
+        wav = torch.from_numpy(load_audio(path, model.config.sample_rate))[None, None]
+        arrays[f"codes{number}"] = model.encode(wav).indices.numpy()
+        arrays[f"wav{number}"] = model.decode(torch.from_numpy(given[f"codes{number}"])).numpy()
+    np.savez(answers, **arrays)
+
+
+def between_capabilities(own_arguments: list[str]) -> None:
+    """Run this file once for each of `CAPABILITIES` and count what differs between their answers.
+
+    All decode the tokens of the first one, so that the samples tell of decoding alone.
+    """
+    answers: dict[str, dict[str, np.ndarray]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder, f"{i}.npz")) for i, name in enumerate(CAPABILITIES)}
+        first = next(iter(paths.values()))
+        for name, path in paths.items():
+            print(f"\n{name}", flush=True)
+            command = [sys.executable, __file__, *own_arguments, "--answers", path]
+            if path != first:
+                command += ["--decode", first]
+            subprocess.run(command, env=os.environ | CAPABILITIES[name], check=True)
+            with np.load(path) as arrays:
+                answers[name] = dict(arrays)
+    rows = []
+    reference_name, *names = answers
+    reference = answers[reference_name]
+    for name in names:
+        tokens = units = samples = n_tokens = n_samples = 0
+        most = 0.0
+        for key, array in reference.items():
+            other = answers[name][key]
+            if key.startswith("codes"):
+                tokens += int((array != other).sum())
+                units += int((array[:, 0] != other[:, 0]).sum())
+                n_tokens += array.size
+            else:
+                samples += int((array != other).sum())
+                most = max(most, float(np.abs(array - other).max()))
+                n_samples += array.size
+        row = [str(n) for n in (tokens, n_tokens, units, samples, n_samples)]
+        rows.append([f"{name}, {reference_name}", *row, f"{most:.1e}"])
+    header = ["between", "tokens", "of", "units among them", "samples", "of", "by at most"]
+    print("\n" + machine.table(header, rows))
+
+
 def main() -> None:
     """See the head of this file."""
+    if "--capabilities" in sys.argv:
+        between_capabilities([a for a in sys.argv[1:] if a != "--capabilities"])
+        return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="default", help='"default" or a folder')
     parser.add_argument("--limit", type=int, help="so many recordings, evenly spaced")
     parser.add_argument("--device", help="also in batches on this device, for example cuda")
     parser.add_argument("--onnx", action="store_true", help="also through ONNX Runtime")
+    parser.add_argument("--ways", type=int, help="so many of the recordings in all ways")
+    parser.add_argument("--capabilities", action="store_true", help="as on three kinds of CPU")
+    parser.add_argument("--answers", help="write tokens and samples of whole files, .npz")
+    parser.add_argument("--decode", help="samples in --answers are of the tokens in this file")
     arguments = parser.parse_args()
     model = AudioVQ.from_pretrained(arguments.model)
     hop, rng = model.config.hop_length, np.random.default_rng(0)
@@ -140,6 +220,9 @@ def main() -> None:
     agree: dict[str, list[torch.Tensor]] = {"frame-aligned": [], "random offset": []}
     n_tokens, n_seconds, n_frames = 0, 0.0, round(2 * model.config.frame_rate)
     batch: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if arguments.answers:
+        write_answers(model, paths, arguments.answers, arguments.decode)
+    paths = paths[:: max(1, len(paths) // (arguments.ways or len(paths)))]
     for number, path in enumerate(paths):
         wav = torch.from_numpy(load_audio(path, model.config.sample_rate))[None, None]
         whole = model.encode(wav).indices

@@ -7,8 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LEVELS = [
-    {"files", "config", "layers", "losses", "interrupt"},
-    {"codes", "audio", "network", "quantize", "discriminator", "checkpoint", "recipe", "segment"},
+    {"files", "config", "layers", "losses", "hardware", "interrupt"},
+    {"codes", "audio", "network", "source", "quantize", "discriminator", "checkpoint", "recipe"}
+    | {"segment"},
     {"health", "stream", "data", "run_files"},
     {"model", "pictures", "prepare"},
     {"transcode", "train"},

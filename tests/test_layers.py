@@ -12,9 +12,11 @@ from audiovq.layers import (
     LogSpectrum,
     OverlapAdd,
     PackedLinear,
+    PlainLinear,
     ResidualBlock,
     can_pack,
     packed,
+    packed_linear,
 )
 
 needs_packing = pytest.mark.skipif(
@@ -137,46 +139,115 @@ def test_overlap_add_in_chunks_is_the_whole():
         torch.testing.assert_close(after_pieces, after)
 
 
-@needs_packing
-@pytest.mark.parametrize("rows", [1, 3, 16, 33])
-def test_a_packed_linear_layer_is_the_layer(rows):
-    torch.manual_seed(0)
-    linear = nn.Linear(24, 40)
-    x, other = torch.randn(1, rows, 24), torch.randn(1, rows, 40)
-    with torch.no_grad():
-        plain = PackedLinear(linear.weight, linear.bias)
-        gelu = PackedLinear(linear.weight, linear.bias, "gelu")
-        torch.testing.assert_close(plain(x), linear(x))
-        torch.testing.assert_close(plain.add(x, other), other + linear(x))
-        torch.testing.assert_close(gelu(x), nn.functional.gelu(linear(x)), atol=1e-5, rtol=1e-4)
+KINDS = [
+    pytest.param(PlainLinear),
+    pytest.param(PackedLinear, marks=needs_packing),
+    pytest.param(HalfLinear, marks=needs_packing),
+]
 
 
-@needs_packing
-@pytest.mark.parametrize("rows", [1, 3, 16, 33])
-def test_a_linear_layer_in_half_the_bytes_is_the_layer(rows):
+def half_linear(width: int, out: int) -> nn.Linear:
+    """A linear layer whose weight float16 holds."""
     torch.manual_seed(0)
-    linear = nn.Linear(700, 40)
+    linear = nn.Linear(width, out)
     linear.weight.data = linear.weight.data.half().float()
-    x, other = torch.randn(1, rows, 700), torch.randn(1, rows, 40)
-    assert HalfLinear.holds(linear.weight)
+    return linear
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 3, 16, 33])
+def test_a_linear_layer_for_inference_is_the_layer(kind, rows, one_thread):
+    linear = half_linear(700, 40)
+    x = torch.randn(1, rows, 700)
     with torch.no_grad():
-        plain = HalfLinear(linear.weight, linear.bias)
-        gelu = HalfLinear(linear.weight, linear.bias, "gelu")
-        torch.testing.assert_close(plain(x), linear(x), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(plain.add(x, other), other + linear(x), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(gelu(x), nn.functional.gelu(linear(x)), atol=1e-5, rtol=1e-4)
-        for row in range(rows):
-            assert torch.equal(plain(x[:, row : row + 1]), plain(x)[:, row : row + 1])
+        got = kind(linear.weight, linear.bias)(x)
+        torch.testing.assert_close(got, linear(x), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(8, 64), (24, 72), (64, 384), (384, 64), (700, 40), (1152, 384)])
+def test_a_row_does_not_depend_on_how_many_there_are(kind, size, one_thread):
+    linear = half_linear(*size)
+    layer = kind(linear.weight, linear.bias)
+    x = torch.randn(1, 640, size[0])
+    with torch.no_grad():
+        whole = layer(x)
+        for rows in (*range(1, 35), 40, 48, 63, 64, 65, 97, 120, 127, 128, 129):
+            for start in (0, 5, 640 - rows):
+                part = layer(x[:, start : start + rows])
+                assert torch.equal(part, whole[:, start : start + rows]), (rows, start)
+
+
+class FewRowsDiffer(PlainLinear):
+    """As a library that takes another order of sums for 1, 2, 7 and 20 rows."""
+
+    def product(self, x):
+        if len(x) not in (1, 2, 7, 20):
+            return super().product(x)
+        half = self.width // 2
+        return (
+            self.bias
+            + x[:, half:] @ self.weight[:, half:].T
+            + x[:, :half] @ self.weight[:, :half].T
+        )
+
+
+class OnlyGroups(FewRowsDiffer):
+    """As one that takes the order of 16 rows for no other number."""
+
+    def product(self, x):
+        return PlainLinear.product(self, x) + 1e-3 * len(x)
+
+
+class PlacesDiffer(PlainLinear):
+    """As one whose order depends on the place of a row."""
+
+    def product(self, x):
+        return super().product(x) + 1e-3 * torch.arange(len(x)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("kind", [FewRowsDiffer, OnlyGroups, PlacesDiffer])
+def test_a_row_is_computed_alone_by_whatever_library(kind, one_thread):
+    linear = half_linear(64, 40)
+    layer = kind(linear.weight, linear.bias)
+    x = torch.randn(1, 70, 64)
+    with torch.no_grad():
+        assert not torch.equal(layer.product(x[0, 5:12]), layer.product(x[0])[5:12])  # so bad
+        whole = layer(x)
+        for rows in (1, 2, 3, 7, 16, 20, 33):
+            for start in (0, 5, 70 - rows):
+                part = layer(x[:, start : start + rows])
+                assert torch.equal(part, whole[:, start : start + rows]), (rows, start)
+        torch.testing.assert_close(whole, linear(x), atol=0.1, rtol=0)
+        assert layer.has_one_order == (kind is not PlacesDiffer)
+
+
+@needs_packing
+def test_packing_falls_back_where_a_rows_place_matters(monkeypatch):
+    linear = half_linear(64, 40)
+    assert isinstance(packed_linear(linear), HalfLinear)
+    monkeypatch.setattr(HalfLinear, "has_one_order", False)
+    assert isinstance(packed_linear(linear), PackedLinear)
+    monkeypatch.setattr(PackedLinear, "has_one_order", False)
+    assert isinstance(packed_linear(linear), PlainLinear)
+
+
+@needs_packing
 @pytest.mark.parametrize("number", [1 + 2**-12, 1e-9, 70_000.0])
 def test_weights_that_float16_does_not_hold_stay_in_float32(number):
-    assert HalfLinear.holds(torch.full((2, 2), 0.5)) == can_pack(torch.zeros(1))
+    assert HalfLinear.holds(torch.full((2, 2), 0.5))
     assert not HalfLinear.holds(torch.tensor([[0.5, number]]))
 
 
-@needs_packing
-def test_a_packed_stack_is_the_stack_and_keeps_its_weights():
+def test_a_packed_stack_is_the_stack_and_keeps_its_weights(one_thread):
     torch.manual_seed(0)
     stack = CausalStack([CausalConv(2, 16, 4, 2), ResidualBlock(16, 7, 2), ResidualBlock(16, 7, 3)])
     names = [name for name, _ in stack.named_parameters()]
