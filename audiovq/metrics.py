@@ -6,9 +6,11 @@ defined for the clip (a silent reference, a clip that is too short): say so, do 
 `METRICS` lists them by name.
 """
 
+import contextlib
 import importlib
 import importlib.resources
 import importlib.util
+import io
 import math
 import shlex
 import subprocess
@@ -16,12 +18,14 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
+
+from audiovq.harmonicity import BANDS, harmonicity
 
 SAMPLE_RATE = 16000
 """The rate in Hz at which every measure here is taken."""
@@ -31,6 +35,7 @@ MEL_SCALES = tuple((32 << i, 5 << i) for i in range(7))
 
 _PESQ_SECONDS = 20  # the C code overruns an array past 50 utterances, which 20 s cannot hold
 _DNSMOS_SAMPLES = 144160  # 9.01 s, the model's fixed input
+_DISTILLMOS_SAMPLES = 122880  # 7.68 s, the same of the other
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,32 @@ def dnsmos(wav: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
+def distillmos(wav: np.ndarray) -> float:
+    """DistillMOS, MOS from 1 to 5, of a clip [n] without a reference.
+
+    Stahl and Gamper, "Distillation and pruning for scalable self-supervised representation-based
+    speech quality assessment", ICASSP 2025. The network is the one of the package distillmos, run
+    on one thread over the windows that it takes: 7.68 s, at most a second apart, and the mean over
+    them. A clip that is shorter is filled up with silence, which costs it some tenths: compare it
+    with its original alone.
+    """
+    import torch
+
+    clip, _ = _pair(wav, wav)
+    clip = np.pad(clip, (0, max(0, _DISTILLMOS_SAMPLES - len(clip))))
+    over = len(clip) - _DISTILLMOS_SAMPLES
+    starts = np.linspace(0, over, math.ceil(over / SAMPLE_RATE) + 1).astype(int)
+    model = _distillmos_model()
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():  # a window at a time: all of a long clip fill the memory
+            windows = [torch.from_numpy(clip[None, s : s + _DISTILLMOS_SAMPLES]) for s in starts]
+            return float(np.mean([model(window).item() for window in windows]))
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def visqol(reference: np.ndarray, decoded: np.ndarray) -> float:
     """ViSQOL in speech mode, MOS-LQO from 1 to 5. About a second of work for a second of sound.
 
@@ -186,7 +217,31 @@ def visqol(reference: np.ndarray, decoded: np.ndarray) -> float:
     return float(api.measure_from_arrays(reference, decoded, SAMPLE_RATE).moslqo)
 
 
+def _harmonicity(band: int, reference: np.ndarray, decoded: np.ndarray) -> float:
+    reference, decoded = _pair(reference, decoded)
+    return _harmonicities(reference.tobytes(), decoded.tobytes())[band]
+
+
+@lru_cache(maxsize=1)  # one analysis gives all bands
+def _harmonicities(reference: bytes, decoded: bytes) -> tuple[float, ...]:
+    return harmonicity(*(np.frombuffer(wav, dtype=np.float32) for wav in (reference, decoded)))
+
+
 METRICS: dict[str, Metric] = {
+    "distillmos": Metric(
+        lambda reference, decoded: distillmos(decoded),
+        "DistillMOS",
+        "MOS",
+        "higher",
+        ("distillmos",),
+        needs_reference=False,
+    ),
+    **{
+        f"harmonicity_{high // 1000}k": Metric(
+            partial(_harmonicity, i), f"harm {high // 1000}k", "0..1", "higher"
+        )
+        for i, (_, high) in enumerate(BANDS)
+    },
     "pesq": Metric(pesq_wb, "PESQ", "MOS-LQO", "higher", ("pesq",)),
     "stoi": Metric(stoi, "STOI", "0..1", "higher", ("pystoi",)),
     "estoi": Metric(estoi, "ESTOI", "0..1", "higher", ("pystoi",)),
@@ -326,6 +381,13 @@ def _dnsmos_session() -> Any:
     return onnxruntime.InferenceSession(
         model.read_bytes(), options, providers=["CPUExecutionProvider"]
     )
+
+
+@lru_cache(maxsize=1)
+def _distillmos_model() -> Any:
+    package = _package("distillmos", "eval")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights lie
+        return package.ConvTransformerSQAModel().eval()
 
 
 @lru_cache(maxsize=1)

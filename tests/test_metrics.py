@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from audiovq import metrics
 from audiovq.audio import load_audio
+from audiovq.harmonicity import harmonicity
 from audiovq.metrics import METRICS, SAMPLE_RATE, word_errors
 
 CLIP = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))[1]  # 3 s of speech
@@ -34,6 +36,7 @@ def noisy(wav: np.ndarray, level: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "perfect"),
     [
+        ("harmonicity_4k", 1),
         ("pesq", 4.6439),
         ("stoi", 1),
         ("estoi", 1),
@@ -66,7 +69,7 @@ def test_silence_for_speech_is_a_bad_value_and_not_an_undefined_one(name, speech
     assert (silent < noise) == (METRICS[name].better == "higher")
 
 
-@pytest.mark.parametrize("name", ["pesq", "stoi", "estoi", "si_sdr"])
+@pytest.mark.parametrize("name", ["harmonicity_1k", "pesq", "stoi", "estoi", "si_sdr"])
 def test_a_silent_reference_has_no_value(name, speech):
     require(name)
     assert math.isnan(METRICS[name].function(np.zeros_like(speech), speech))
@@ -74,7 +77,12 @@ def test_a_silent_reference_has_no_value(name, speech):
 
 @pytest.mark.parametrize(
     ("name", "n"),
-    [(name, n) for name in DEFAULTS for n in (1, 31, 3000, 6500) if name != "dnsmos" or n == 31],
+    [
+        (name, n)
+        for name in DEFAULTS
+        for n in (1, 31, 3000, 6500)
+        if n == 31 or not name.endswith("mos")
+    ],
 )
 def test_a_clip_of_any_length_has_a_value_or_nan(name, n, speech):
     require(name)
@@ -127,6 +135,27 @@ def test_dnsmos_is_the_one_of_speechmos(speech):
     for clip in (noisy(speech, 0.01), np.tile(speech, 4)[: 11 * SAMPLE_RATE]):
         expected = run(clip, SAMPLE_RATE)["ovrl_mos"]
         assert metrics.dnsmos(clip) == pytest.approx(expected, abs=1e-4)
+
+
+def test_distillmos_is_the_one_of_its_package_and_says_nothing(speech, capsys):
+    require("distillmos")
+    metrics._distillmos_model.cache_clear()
+    threads = torch.get_num_threads()
+    clips = (speech, np.tile(speech, 3)[: 8 * SAMPLE_RATE])
+    found = [metrics.distillmos(clip) for clip in clips]
+    assert capsys.readouterr().out == ""
+    assert torch.get_num_threads() == threads
+    assert metrics.distillmos(clips[0]) == found[0]
+    model = metrics._distillmos_model()
+    with torch.inference_mode():
+        for clip, value in zip(clips, found, strict=True):
+            assert value == pytest.approx(model(torch.from_numpy(clip)[None]).item(), abs=1e-4)
+
+
+def test_each_harmonicity_is_its_band_of_one_analysis(speech):
+    decoded = noisy(speech, 0.01)
+    bands = [METRICS[f"harmonicity_{k}k"].function(speech, decoded) for k in (1, 2, 4)]
+    assert tuple(bands) == harmonicity(speech, decoded)
 
 
 @pytest.mark.parametrize(
