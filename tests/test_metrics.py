@@ -37,6 +37,7 @@ def noisy(wav: np.ndarray, level: float) -> np.ndarray:
     ("name", "perfect"),
     [
         ("harmonicity_4k", 1),
+        ("speaker", 1),
         ("pesq", 4.6439),
         ("stoi", 1),
         ("estoi", 1),
@@ -69,7 +70,7 @@ def test_silence_for_speech_is_a_bad_value_and_not_an_undefined_one(name, speech
     assert (silent < noise) == (METRICS[name].better == "higher")
 
 
-@pytest.mark.parametrize("name", ["harmonicity_1k", "pesq", "stoi", "estoi", "si_sdr"])
+@pytest.mark.parametrize("name", ["harmonicity_1k", "speaker", "pesq", "stoi", "estoi", "si_sdr"])
 def test_a_silent_reference_has_no_value(name, speech):
     require(name)
     assert math.isnan(METRICS[name].function(np.zeros_like(speech), speech))
@@ -152,6 +153,28 @@ def test_distillmos_is_the_one_of_its_package_and_says_nothing(speech, capsys):
             assert value == pytest.approx(model(torch.from_numpy(clip)[None]).item(), abs=1e-4)
 
 
+def test_speaker_embeddings_are_those_of_their_package(speech):
+    require("speaker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from resemblyzer import VoiceEncoder
+        except (ImportError, OSError):
+            pytest.skip("resemblyzer's own code does not run here; its weights do")
+        encoder = VoiceEncoder("cpu", verbose=False)
+    for n in (8000, 25600, len(speech)):
+        clip = 0.5 * speech[:n] / np.abs(speech[:n]).max()  # above the level to which it is raised
+        expected = encoder.embed_utterance(clip)
+        np.testing.assert_allclose(metrics._speaker_embedding(clip), expected, atol=1e-5)
+
+
+def test_another_voice_is_less_alike_than_the_same_with_noise(speech):
+    require("speaker")
+    squeezed = np.interp(np.arange(len(speech)) * 1.4 % len(speech), np.arange(len(speech)), speech)
+    same = metrics.speaker_similarity(speech, noisy(speech, 0.001))
+    assert metrics.speaker_similarity(speech, squeezed) < 0.8 < same
+
+
 def test_each_harmonicity_is_its_band_of_one_analysis(speech):
     decoded = noisy(speech, 0.01)
     bands = [METRICS[f"harmonicity_{k}k"].function(speech, decoded) for k in (1, 2, 4)]
@@ -211,6 +234,22 @@ def test_a_recogniser_that_fails_is_one_sentence(tmp_path, speech):
         metrics.transcribe(speech, "whisper")
     with pytest.raises(ValueError, match="cannot be run"):
         metrics.transcribe(speech, f"{tmp_path}/absent {{}}")
+
+
+def test_moonshine_hears_the_words_of_a_whole_clip():
+    pytest.importorskip("moonshine_voice")
+    first = load_audio(CLIP.with_name(CLIP.name.replace("0880", "0870")), SAMPLE_RATE)
+    said = metrics.transcribe(first, "moonshine").split()
+    assert len(said) > 10
+    assert metrics.transcribe(first, "moonshine").split() == said
+
+
+def test_a_recogniser_without_its_model_says_how_to_get_it(monkeypatch, tmp_path, speech):
+    package = type("package", (), {"get_assets_path": lambda: tmp_path})
+    monkeypatch.setattr(metrics, "_package", lambda name, extra: package)
+    metrics._moonshine.cache_clear()
+    with pytest.raises(ImportError, match=r"pip install 'audiovq\[asr\]'"):
+        metrics.transcribe(speech, "moonshine")
 
 
 def test_pocketsphinx_hears_words(speech):
