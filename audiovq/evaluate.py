@@ -42,8 +42,9 @@ def _no_asr(reference: np.ndarray, decoded: np.ndarray) -> float:
 
 
 WER = Metric(_no_asr, "WER", "%", "lower", by_default=False)
-"""Words that a recogniser hears differently in the decoded clip than in the original.
+"""Words that a recogniser gets wrong in the decoded clip.
 
+Right is what the text says, or what the recogniser hears in the original where there is no text.
 The mean is over words: all errors by all words of the originals.
 """
 
@@ -196,6 +197,7 @@ def evaluate(
     peers: Sequence[str] = (),
     metrics: Sequence[str] | None = None,
     asr: str | None = None,
+    texts: str | Path | None = None,
     limit: int | None = None,
     jobs: int = 1,
     audio_dir: str | Path | None = None,
@@ -210,6 +212,9 @@ def evaluate(
     peers: other codecs, as `audiovq.peers.parse_peer` reads them.
     metrics: names of `METRICS`; those that are taken by default when None.
     asr: a recogniser for the word error rate; see `audiovq.metrics.transcribe`.
+    texts: what is said in the originals; see `read_texts`. Word errors then count against it, in
+        the original too, and clips without a text have none. Otherwise they count against what the
+        recogniser hears in the original.
     limit: take so many files, spread evenly over the folder.
     jobs: processes. Speeds are fair only with 1.
     audio_dir: a folder to write every clip to, as FLAC at 16 kHz.
@@ -225,6 +230,8 @@ def evaluate(
         raise ValueError(f"limit must be at least 1, not {limit}.")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}.")
+    if texts is not None and asr is None:
+        raise ValueError("texts are for the word error rate; give asr, a recogniser.")
     levels = [model.check_n_q(k) for k in n_q] if model is not None else []
     if decoded is None and not levels and not peers:
         raise ValueError("there is nothing to compare; give decoded files, a model or peers.")
@@ -234,6 +241,7 @@ def evaluate(
     root, files = _list_audio(Path(reference))
     if limit is not None and limit < len(files):
         files = [files[i * len(files) // limit] for i in range(limit)]
+    spoken = None if texts is None else _match_texts(root, files, read_texts(texts), found.notes)
     matches = _match(root, files, Path(decoded), found.notes) if decoded is not None else {}
     decoded_name = (Path(decoded).name or "decoded") if decoded is not None else None
     if model is not None and levels:
@@ -243,7 +251,7 @@ def evaluate(
         _through_model(model, warm, max(levels))  # the first call is slower than the rest
     model_names = [f"{model.name} n_q={k}" for k in levels] if model is not None else []
     names = [ORIGINAL, *([decoded_name] if decoded_name else []), *model_names, *peers]
-    if not any(not TABLE[name].needs_reference for name in found.metrics):
+    if not any(_of_original(name, spoken is not None) for name in found.metrics):
         names.remove(ORIGINAL)
     found.systems = list(dict.fromkeys(names))
 
@@ -264,7 +272,8 @@ def evaluate(
                 continue
             folder = None if audio_dir is None else Path(audio_dir)
             slug = f"{index + 1:03d}-{path.stem}"
-            yield _Task(name, wav, clips, tuple(peers), found.metrics, asr, folder, slug)
+            text = None if spoken is None else spoken.get(path, "")
+            yield _Task(name, wav, clips, tuple(peers), found.metrics, asr, text, folder, slug)
 
     for done, rows in enumerate(_run(tasks(), jobs), 1):
         found.rows += rows
@@ -299,6 +308,7 @@ class _Task:
     peers: tuple[str, ...]
     metrics: list[str]
     asr: str | None
+    text: str | None  # None to hear it in the original, "" where there is none
     audio_dir: Path | None
     slug: str
 
@@ -310,13 +320,17 @@ def _measure(task: _Task) -> list[Row]:
         clips.append(
             _Clip(name, result.wav, result.n_bytes, result.encode_seconds, result.decode_seconds)
         )
-    spoken = transcribe(task.wav, task.asr) if "wer" in task.metrics and task.asr else ""
+    spoken = task.text
+    if spoken is None:
+        spoken = transcribe(task.wav, task.asr) if "wer" in task.metrics and task.asr else ""
     rows = []
     for clip in clips:
         values: dict[str, float | None] = {}
         n_words = None
         for name in task.metrics:
-            if clip.system == ORIGINAL and TABLE[name].needs_reference:
+            if clip.system == ORIGINAL and not _of_original(name, task.text is not None):
+                continue
+            if name == "wer" and task.text == "":
                 continue
             if name == "wer" and task.asr:
                 errors, n_words = word_errors(spoken, transcribe(clip.wav, task.asr))
@@ -403,6 +417,62 @@ def _read_decoded(system: str, path: Path, wav: np.ndarray, notes: list[str]) ->
 def _fit(wav: np.ndarray, n: int) -> np.ndarray:
     """Cut `wav` to n samples or fill it up with silence."""
     return np.pad(wav[:n], (0, max(0, n - len(wav))))
+
+
+def _of_original(name: str, with_texts: bool) -> bool:
+    """Whether the original itself has this measure."""
+    return not TABLE[name].needs_reference or (name == "wer" and with_texts)
+
+
+def read_texts(path: str | Path) -> dict[str, str]:
+    """Text by name from a file of lines, each a name, a space or a tab, and the text.
+
+    LibriSpeech's `.trans.txt` files are of that form. Of a folder all `.trans.txt` files below it
+    are read.
+
+    Raises `FileRefused` when there is nothing to read.
+    """
+    path = Path(path)
+    files = sorted(path.rglob("*.trans.txt")) if path.is_dir() else [path]
+    texts = {}
+    for file in files:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileRefused(f"{file} cannot be read as text: {error}.") from error
+        for line in filter(str.strip, lines):
+            name, *text = line.split(maxsplit=1)
+            if text:
+                texts[name] = text[0]
+    if not texts:
+        raise FileRefused(
+            f"{path} holds no texts; give a file of lines that are a name, a space and the text."
+        )
+    return texts
+
+
+def _match_texts(
+    root: Path, files: list[Path], texts: dict[str, str], notes: list[str]
+) -> dict[Path, str]:
+    """The text of each original, by its path below the folder or by its own name if one has it."""
+    by_stem: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        by_stem.setdefault(Path(name).stem, []).append(text)
+    found = {}
+    for path in files:
+        below = path.relative_to(root)
+        named = texts.get(below.as_posix()) or texts.get(below.with_suffix("").as_posix())
+        others = by_stem.get(path.stem, [])
+        if named or len(others) == 1:
+            found[path] = named or others[0]
+    if not found:
+        raise FileRefused(
+            f"the texts name no original, such as {files[0].relative_to(root).with_suffix('')}; "
+            "begin each line with a file's name."
+        )
+    if len(found) < len(files):
+        notes.append(f"{len(files) - len(found)} of {len(files)} originals have no text.")
+    return found
 
 
 def _list_audio(path: Path) -> tuple[Path, list[Path]]:

@@ -6,22 +6,26 @@ defined for the clip (a silent reference, a clip that is too short): say so, do 
 `METRICS` lists them by name.
 """
 
+import contextlib
 import importlib
 import importlib.resources
 import importlib.util
+import io
 import math
 import shlex
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
+
+from audiovq.harmonicity import BANDS, harmonicity
 
 SAMPLE_RATE = 16000
 """The rate in Hz at which every measure here is taken."""
@@ -31,6 +35,7 @@ MEL_SCALES = tuple((32 << i, 5 << i) for i in range(7))
 
 _PESQ_SECONDS = 20  # the C code overruns an array past 50 utterances, which 20 s cannot hold
 _DNSMOS_SAMPLES = 144160  # 9.01 s, the model's fixed input
+_DISTILLMOS_SAMPLES = 122880  # 7.68 s, the same of the other
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,42 @@ def dnsmos(wav: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
+def distillmos(wav: np.ndarray) -> float:
+    """DistillMOS, MOS from 1 to 5, of a clip [n] without a reference.
+
+    Stahl and Gamper, "Distillation and pruning for scalable self-supervised representation-based
+    speech quality assessment", ICASSP 2025. The network is the one of the package distillmos, run
+    on one thread over the windows that it takes: 7.68 s, at most a second apart, and the mean over
+    them. A clip that is shorter is filled up with silence, which costs it some tenths: compare it
+    with its original alone.
+    """
+    import torch
+
+    clip, _ = _pair(wav, wav)
+    clip = np.pad(clip, (0, max(0, _DISTILLMOS_SAMPLES - len(clip))))
+    over = len(clip) - _DISTILLMOS_SAMPLES
+    starts = np.linspace(0, over, math.ceil(over / SAMPLE_RATE) + 1).astype(int)
+    model = _distillmos_model()
+    with _one_thread():  # and a window at a time: those of a long clip would fill the memory
+        windows = [torch.from_numpy(clip[None, s : s + _DISTILLMOS_SAMPLES]) for s in starts]
+        return float(np.mean([model(window).item() for window in windows]))
+
+
+def speaker_similarity(reference: np.ndarray, decoded: np.ndarray) -> float:
+    """Cosine of the speaker embeddings of both clips, 0..1: whether it is the same voice.
+
+    Wan et al., "Generalized end-to-end loss for speaker verification", ICASSP 2018, with the
+    weights of the package Resemblyzer; pauses are not cut out as there. NaN for a silent reference,
+    0 for a silent decoded clip.
+    """
+    reference, decoded = _pair(reference, decoded)
+    if not reference.any():
+        return math.nan
+    if not decoded.any():
+        return 0.0
+    return float(_speaker_embedding(reference) @ _speaker_embedding(decoded))
+
+
 def visqol(reference: np.ndarray, decoded: np.ndarray) -> float:
     """ViSQOL in speech mode, MOS-LQO from 1 to 5. About a second of work for a second of sound.
 
@@ -186,9 +227,36 @@ def visqol(reference: np.ndarray, decoded: np.ndarray) -> float:
     return float(api.measure_from_arrays(reference, decoded, SAMPLE_RATE).moslqo)
 
 
+def _harmonicity(band: int, reference: np.ndarray, decoded: np.ndarray) -> float:
+    reference, decoded = _pair(reference, decoded)
+    return _harmonicities(reference.tobytes(), decoded.tobytes())[band]
+
+
+@lru_cache(maxsize=1)  # one analysis gives all bands
+def _harmonicities(reference: bytes, decoded: bytes) -> tuple[float, ...]:
+    return harmonicity(*(np.frombuffer(wav, dtype=np.float32) for wav in (reference, decoded)))
+
+
 METRICS: dict[str, Metric] = {
+    "distillmos": Metric(
+        lambda reference, decoded: distillmos(decoded),
+        "DistillMOS",
+        "MOS",
+        "higher",
+        ("distillmos",),
+        needs_reference=False,
+    ),
+    **{
+        f"harmonicity_{high // 1000}k": Metric(
+            partial(_harmonicity, i), f"harm {high // 1000}k", "0..1", "higher"
+        )
+        for i, (_, high) in enumerate(BANDS)
+    },
     "pesq": Metric(pesq_wb, "PESQ", "MOS-LQO", "higher", ("pesq",)),
     "stoi": Metric(stoi, "STOI", "0..1", "higher", ("pystoi",)),
+    "speaker": Metric(
+        speaker_similarity, "speaker", "cosine", "higher", ("resemblyzer",), "speaker"
+    ),
     "estoi": Metric(estoi, "ESTOI", "0..1", "higher", ("pystoi",)),
     "si_sdr": Metric(si_sdr, "SI-SDR", "dB", "higher"),
     "mel": Metric(mel_distance, "mel", "log10", "lower"),
@@ -240,9 +308,11 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
 def transcribe(wav: np.ndarray, asr: str) -> str:
     """The words that a speech recogniser hears in float32 samples [n] at 16 kHz.
 
-    `asr` is "pocketsphinx" (the Python package with its US English model: Huggins-Daines et al.,
-    ICASSP 2006) or a command with `{}` where the name of a 16-bit WAV file goes, which prints the
-    text. The command is run without a shell.
+    `asr` is "moonshine" (the package moonshine-voice below 0.1, which holds Moonshine's tiny
+    English model: Jeffries et al., "Moonshine: speech recognition for live transcription and voice
+    commands", 2024), "pocketsphinx" (the Python package with its US English model: Huggins-Daines
+    et al., ICASSP 2006) or a command with `{}` where the name of a 16-bit WAV file goes, which
+    prints the text. The command is run without a shell.
 
     Raises `ValueError` when the command cannot be used, and `ImportError` without the package.
     """
@@ -254,10 +324,15 @@ def transcribe(wav: np.ndarray, asr: str) -> str:
         decoder.end_utt()
         hypothesis = decoder.hyp()
         return hypothesis.hypstr if hypothesis else ""
+    if asr == "moonshine":
+        clip = (pcm / np.float32(32768)).tolist()
+        lines = _moonshine().transcribe_without_streaming(clip, SAMPLE_RATE).lines
+        return " ".join(line.text for line in lines)
     words = shlex.split(asr)
     if not any("{}" in word for word in words):
         raise ValueError(
-            f"asr is {asr!r}; give pocketsphinx, or a command with {{}} where the WAV file goes."
+            f"asr is {asr!r}; give moonshine, pocketsphinx, or a command with {{}} where the WAV "
+            "file goes."
         )
     import soundfile
 
@@ -301,6 +376,64 @@ def _stoi(reference: np.ndarray, decoded: np.ndarray, *, extended: bool) -> floa
             return math.nan
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread and without gradients: the same value on any machine."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _speaker_embedding(wav: np.ndarray) -> np.ndarray:
+    """Resemblyzer's embedding [256] of a clip [n], of length 1.
+
+    Its own code imports webrtcvad, which needs pkg_resources, and parts of SciPy that are gone.
+    """
+    import torch
+
+    librosa = _package("librosa", "eval")
+    quiet = 10 ** (-30 / 20) / math.sqrt(float(np.square(wav, dtype=np.float64).mean()))
+    wav = wav * np.float32(max(1.0, quiet))
+    length, step = 160, 77  # frames of 10 ms: windows of 1.6 s, 1.3 of them a second
+    n_frames = len(wav) // 160 + 1
+    starts = list(range(0, max(1, n_frames - length + step + 1), step))
+    if len(starts) > 1 and len(wav) / 160 - starts[-1] < 0.75 * length:
+        starts.pop()  # three quarters of a window must be sound
+    wav = np.pad(wav, (0, max(0, (starts[-1] + length) * 160 - len(wav))))
+    mel = librosa.feature.melspectrogram(
+        y=wav, sr=SAMPLE_RATE, n_fft=400, hop_length=160, n_mels=40
+    ).T
+    windows = torch.from_numpy(np.stack([mel[s : s + length] for s in starts]))
+    lstm, linear = _speaker_layers()
+    with _one_thread():
+        _, (hidden, _) = lstm(windows)
+        units = torch.nn.functional.normalize(linear(hidden[-1]).relu())
+        embedding = torch.nn.functional.normalize(units.mean(dim=0), dim=0)
+        return embedding.numpy()
+
+
+@lru_cache(maxsize=1)
+def _speaker_layers() -> Any:
+    import torch
+
+    spec = importlib.util.find_spec("resemblyzer")  # finds its weights without running its code
+    if spec is None or spec.origin is None:
+        raise ImportError(_how_to_install("resemblyzer", "speaker", "This measure"))
+    path = Path(spec.origin).with_name("pretrained.pt")
+    state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+    layers = torch.nn.ModuleDict(
+        {"lstm": torch.nn.LSTM(40, 256, 3, batch_first=True), "linear": torch.nn.Linear(256, 256)}
+    )
+    layers.load_state_dict(state, strict=False)
+    return layers["lstm"], layers["linear"]
+
+
 def _magnitudes(wav: np.ndarray, window: int, hop: int) -> np.ndarray:
     """Magnitudes [window / 2 + 1, frames] of centred Hann frames, a full-scale sine near 0.5."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
@@ -329,6 +462,13 @@ def _dnsmos_session() -> Any:
 
 
 @lru_cache(maxsize=1)
+def _distillmos_model() -> Any:
+    package = _package("distillmos", "eval")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights lie
+        return package.ConvTransformerSQAModel().eval()
+
+
+@lru_cache(maxsize=1)
 def _visqol_api() -> Any:
     api = _package("visqol", "visqol").VisqolApi()
     _package("ai_edge_litert", "visqol")
@@ -341,6 +481,17 @@ def _pocketsphinx() -> Any:
     if not _installed("pocketsphinx"):
         raise ImportError("The word error rate by pocketsphinx needs it: pip install pocketsphinx.")
     return importlib.import_module("pocketsphinx").Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+
+
+@lru_cache(maxsize=1)
+def _moonshine() -> Any:
+    package = _package("moonshine_voice", "asr")
+    model = Path(package.get_assets_path()) / "tiny-en"
+    if not (model / "encoder_model.ort").is_file():
+        raise ImportError("moonshine-voice 0.1 has no model inside: pip install 'audiovq[asr]'.")
+    # Its voice activity detection cuts words off; the model takes 64 s.
+    options = {"vad_threshold": 0, "vad_max_segment_duration": 60}
+    return package.Transcriber(str(model), package.ModelArch.TINY, options=options)
 
 
 def _words(text: str) -> list[str]:

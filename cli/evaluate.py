@@ -43,15 +43,22 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Measures, as pesq,stoi: pesq stoi estoi si_sdr mel lsd dnsmos (the default) "
-            "and visqol."
+            help="Measures, as pesq,stoi: distillmos harmonicity_1k harmonicity_2k "
+            "harmonicity_4k pesq stoi speaker estoi si_sdr mel lsd dnsmos (the default) and visqol."
         ),
     ] = None,
     asr: Annotated[
         str | None,
         typer.Option(
-            help="Add the word error rate by this recogniser: pocketsphinx, or a command that "
-            "prints the text, with {} where the WAV file goes."
+            help="Add the word error rate by this recogniser: moonshine, pocketsphinx, or a "
+            "command that prints the text, with {} where the WAV file goes."
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is said, for the word error rate: a file of lines NAME TEXT, or a folder of "
+            "LibriSpeech's .trans.txt. Without it, what the recogniser hears in the original."
         ),
     ] = None,
     limit: Annotated[
@@ -107,6 +114,7 @@ def evaluate(
                 peers=_split(peers),
                 metrics=None if metrics is None else _split(metrics),
                 asr=asr,
+                texts=texts,
                 limit=limit,
                 jobs=jobs,
                 audio_dir=None if folder is None else folder / "audio",

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from audiovq import FileRefused
 from audiovq.evaluate import Evaluation, Row
+from audiovq.metrics import METRICS
 from audiovq_cli.evaluate import evaluate
 
 CLIPS = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))
@@ -84,7 +85,7 @@ def test_options_reach_the_library(run, monkeypatch):
     monkeypatch.setattr("audiovq.evaluate.evaluate", fake)
     result = run(
         *("ref", "--n-q", "none", "--peers", "opus:6, codec2:3200", "--metrics", "lsd,mel"),
-        *("--asr", "tool {}", "--limit", 3, "--jobs", 2),
+        *("--asr", "tool {}", "--texts", "said.tsv", "--limit", 3, "--jobs", 2),
     )
     assert seen.pop("progress")
     assert seen == {
@@ -94,6 +95,7 @@ def test_options_reach_the_library(run, monkeypatch):
         "peers": ["opus:6", "codec2:3200"],
         "metrics": ["lsd", "mel"],
         "asr": "tool {}",
+        "texts": Path("said.tsv"),
         "limit": 3,
         "jobs": 2,
         "audio_dir": None,
@@ -113,6 +115,11 @@ def test_levels_default_to_powers_of_two_and_all(run, monkeypatch, tiny_folder):
     assert seen["n_q"] == [1, 2, 4]
     run("ref", "decoded", "--model", tiny_folder)
     assert (seen["n_q"], seen["model"]) == ([], None)
+
+
+def test_the_help_names_every_measure(run):
+    said = " ".join(run("--help").stdout.replace("│", " ").split())
+    assert " ".join(name for name, metric in METRICS.items() if metric.by_default) in said
 
 
 @pytest.mark.parametrize("n_q", ["0", "9", "1,x"])

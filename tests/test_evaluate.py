@@ -14,7 +14,7 @@ import torch
 
 from audiovq import Codes, FileRefused, Header, ModelConfig, metrics, peers
 from audiovq.codes import pack_avq
-from audiovq.evaluate import ORIGINAL, Evaluation, Row, bootstrap_mean, evaluate
+from audiovq.evaluate import ORIGINAL, Evaluation, Row, bootstrap_mean, evaluate, read_texts
 from audiovq.quality_report import page_folder, plot_rate_quality, write_page
 
 RATE = 16000
@@ -250,10 +250,49 @@ def test_the_word_error_rate_counts_against_what_is_heard_in_the_original(
     assert found.rows[0].n_words == 4
 
 
+def test_with_texts_word_errors_count_against_them_in_the_original_too(
+    originals, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("audiovq.evaluate.transcribe", lambda wav, asr: "one too three")
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("some/where/a.flac\tONE TWO\n\nspeaker/c.wav one too three\nelse x\nb\n")
+    found = evaluate(originals, originals, metrics=["wer"], asr="x {}", texts=texts)
+    assert found.systems == [ORIGINAL, "originals"]
+    assert [(row.file, row.values) for row in found.rows if row.system == ORIGINAL] == [
+        ("a.wav", {"wer": 100.0}),
+        ("b.flac", {}),
+        ("speaker/c.wav", {"wer": 0.0}),
+    ]
+    assert found.summary()[1].metrics["wer"].mean == pytest.approx(40)
+    assert found.notes == ["1 of 3 originals have no text."]
+
+
+def test_texts_are_read_as_librispeech_has_them(tmp_path):
+    (tmp_path / "84" / "121123").mkdir(parents=True)
+    (tmp_path / "84" / "121123" / "84-121123.trans.txt").write_text("84-121123-0000 GO\n")
+    assert read_texts(tmp_path) == {"84-121123-0000": "GO"}
+
+
+def test_texts_that_cannot_be_used_are_one_sentence(originals, tmp_path, monkeypatch):
+    monkeypatch.setattr("audiovq.evaluate.transcribe", lambda wav, asr: "")
+    texts = tmp_path / "texts"
+    for content, message in (
+        (b"\xff\xfe", "as text"),
+        (b"a\n", "no texts"),
+        (b"x y", "such as a;"),
+    ):
+        texts.write_bytes(content)
+        with pytest.raises(FileRefused, match=message):
+            evaluate(originals, originals, metrics=["wer"], asr="x {}", texts=texts)
+    with pytest.raises(FileRefused, match="cannot be read as text"):
+        read_texts(tmp_path / "absent")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "nothing to compare"),
+        ({"peers": ["opus:6"], "texts": "t"}, "give asr, a recogniser"),
         ({"peers": ["mp3:8"]}, "peer 'mp3:8' is not known"),
         ({"peers": ["opus:6"], "metrics": ["peaq"]}, "metric 'peaq' is not known; choose from"),
         ({"peers": ["opus:6"], "metrics": ["wer"]}, "wer needs a recogniser"),

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from audiovq import metrics
 from audiovq.audio import load_audio
+from audiovq.harmonicity import harmonicity
 from audiovq.metrics import METRICS, SAMPLE_RATE, word_errors
 
 CLIP = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))[1]  # 3 s of speech
@@ -34,6 +36,8 @@ def noisy(wav: np.ndarray, level: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "perfect"),
     [
+        ("harmonicity_4k", 1),
+        ("speaker", 1),
         ("pesq", 4.6439),
         ("stoi", 1),
         ("estoi", 1),
@@ -66,7 +70,7 @@ def test_silence_for_speech_is_a_bad_value_and_not_an_undefined_one(name, speech
     assert (silent < noise) == (METRICS[name].better == "higher")
 
 
-@pytest.mark.parametrize("name", ["pesq", "stoi", "estoi", "si_sdr"])
+@pytest.mark.parametrize("name", ["harmonicity_1k", "speaker", "pesq", "stoi", "estoi", "si_sdr"])
 def test_a_silent_reference_has_no_value(name, speech):
     require(name)
     assert math.isnan(METRICS[name].function(np.zeros_like(speech), speech))
@@ -74,7 +78,12 @@ def test_a_silent_reference_has_no_value(name, speech):
 
 @pytest.mark.parametrize(
     ("name", "n"),
-    [(name, n) for name in DEFAULTS for n in (1, 31, 3000, 6500) if name != "dnsmos" or n == 31],
+    [
+        (name, n)
+        for name in DEFAULTS
+        for n in (1, 31, 3000, 6500)
+        if n == 31 or not name.endswith("mos")
+    ],
 )
 def test_a_clip_of_any_length_has_a_value_or_nan(name, n, speech):
     require(name)
@@ -127,6 +136,49 @@ def test_dnsmos_is_the_one_of_speechmos(speech):
     for clip in (noisy(speech, 0.01), np.tile(speech, 4)[: 11 * SAMPLE_RATE]):
         expected = run(clip, SAMPLE_RATE)["ovrl_mos"]
         assert metrics.dnsmos(clip) == pytest.approx(expected, abs=1e-4)
+
+
+def test_distillmos_is_the_one_of_its_package_and_says_nothing(speech, capsys):
+    require("distillmos")
+    metrics._distillmos_model.cache_clear()
+    threads = torch.get_num_threads()
+    clips = (speech, np.tile(speech, 3)[: 8 * SAMPLE_RATE])
+    found = [metrics.distillmos(clip) for clip in clips]
+    assert capsys.readouterr().out == ""
+    assert torch.get_num_threads() == threads
+    assert metrics.distillmos(clips[0]) == found[0]
+    model = metrics._distillmos_model()
+    with torch.inference_mode():
+        for clip, value in zip(clips, found, strict=True):
+            assert value == pytest.approx(model(torch.from_numpy(clip)[None]).item(), abs=1e-4)
+
+
+def test_speaker_embeddings_are_those_of_their_package(speech):
+    require("speaker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from resemblyzer import VoiceEncoder
+        except (ImportError, OSError):
+            pytest.skip("resemblyzer's own code does not run here; its weights do")
+        encoder = VoiceEncoder("cpu", verbose=False)
+    for n in (8000, 25600, len(speech)):
+        clip = 0.5 * speech[:n] / np.abs(speech[:n]).max()  # above the level to which it is raised
+        expected = encoder.embed_utterance(clip)
+        np.testing.assert_allclose(metrics._speaker_embedding(clip), expected, atol=1e-5)
+
+
+def test_another_voice_is_less_alike_than_the_same_with_noise(speech):
+    require("speaker")
+    squeezed = np.interp(np.arange(len(speech)) * 1.4 % len(speech), np.arange(len(speech)), speech)
+    same = metrics.speaker_similarity(speech, noisy(speech, 0.001))
+    assert metrics.speaker_similarity(speech, squeezed) < 0.8 < same
+
+
+def test_each_harmonicity_is_its_band_of_one_analysis(speech):
+    decoded = noisy(speech, 0.01)
+    bands = [METRICS[f"harmonicity_{k}k"].function(speech, decoded) for k in (1, 2, 4)]
+    assert tuple(bands) == harmonicity(speech, decoded)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +234,22 @@ def test_a_recogniser_that_fails_is_one_sentence(tmp_path, speech):
         metrics.transcribe(speech, "whisper")
     with pytest.raises(ValueError, match="cannot be run"):
         metrics.transcribe(speech, f"{tmp_path}/absent {{}}")
+
+
+def test_moonshine_hears_the_words_of_a_whole_clip():
+    pytest.importorskip("moonshine_voice")
+    first = load_audio(CLIP.with_name(CLIP.name.replace("0880", "0870")), SAMPLE_RATE)
+    said = metrics.transcribe(first, "moonshine").split()
+    assert len(said) > 10
+    assert metrics.transcribe(first, "moonshine").split() == said
+
+
+def test_a_recogniser_without_its_model_says_how_to_get_it(monkeypatch, tmp_path, speech):
+    package = type("package", (), {"get_assets_path": lambda: tmp_path})
+    monkeypatch.setattr(metrics, "_package", lambda name, extra: package)
+    metrics._moonshine.cache_clear()
+    with pytest.raises(ImportError, match=r"pip install 'audiovq\[asr\]'"):
+        metrics.transcribe(speech, "moonshine")
 
 
 def test_pocketsphinx_hears_words(speech):
