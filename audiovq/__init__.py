@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from audiovq import moved
 from audiovq.codes import Header, Tokens, read_tokens, write_avq, write_npy
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused
@@ -28,6 +29,9 @@ __all__ = [
 
 _NEED_TORCH = {"AudioVQ": "audiovq.model", "Codes": "audiovq.model", "Stream": "audiovq.stream"}
 """Where the names are whose import takes seconds, which `audiovq --help` does without."""
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

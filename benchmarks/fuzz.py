@@ -45,7 +45,13 @@ NUMBERS = [
     b"()", b"'", b"2020-01-01",
 ]  # fmt: skip
 INTEGERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1]
-IMPORTS = ["lhotse", "audiovq.live", "audiovq.prepare", "audiovq.transcode", "audiovq.units_files"]
+IMPORTS = [
+    "lhotse",
+    "audiovq.live",
+    "audiovq.training.prepare",
+    "audiovq.transcode",
+    "audiovq.units.files",
+]
 """Done once for all processes."""
 
 Random = np.random.Generator
@@ -250,13 +256,13 @@ def _audio(folder: Path) -> tuple[list[bytes], Any]:
 
 
 def _crops(folder: Path) -> tuple[list[bytes], Any]:
-    from audiovq.data import read_crop
+    from audiovq.training.data import read_crop
 
     return sounds(), lambda path: read_crop(path, 320, 16_000, 16_000)
 
 
 def _scans(folder: Path) -> tuple[list[bytes], Any]:
-    from audiovq.prepare import scan_file
+    from audiovq.training.prepare import scan_file
 
     return sounds(), scan_file
 
@@ -270,7 +276,7 @@ def _segments(folder: Path) -> tuple[list[bytes], Any]:
 
 def _phones(*texts: str) -> Callable[[Path], tuple[list[bytes], Any]]:
     def prepare(folder: Path) -> tuple[list[bytes], Any]:
-        from audiovq.alignments import read_alignment
+        from audiovq.units.alignments import read_alignment
 
         return [text.encode() for text in texts], read_alignment
 
@@ -332,7 +338,7 @@ Object class = "TextGrid"
 
 
 def _speakers(folder: Path) -> tuple[list[bytes], Any]:
-    from audiovq.units_files import speakers_by_rule
+    from audiovq.units.files import speakers_by_rule
 
     seeds = [b"a.wav\ts1\nb/c.wav\ts2\n", b"id\tpath\tspeaker\n1\ta.wav\ts1\n2\tb/c.wav\ts2\n"]
     return seeds, lambda path: speakers_by_rule(["a", "b/c"], str(path))
@@ -364,7 +370,7 @@ def _model(file: str) -> Callable[[Path], tuple[list[bytes], Any]]:
 
 
 def _recipe(folder: Path) -> tuple[list[bytes], Any]:
-    from audiovq.recipe import read_recipe
+    from audiovq.training.recipe import read_recipe
 
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*/recipe.toml"))
     return [path.read_bytes() for path in recipes], read_recipe
@@ -372,8 +378,8 @@ def _recipe(folder: Path) -> tuple[list[bytes], Any]:
 
 def _manifest(file: str) -> Callable[[Path], tuple[list[bytes], Any]]:
     def prepare(folder: Path) -> tuple[list[bytes], Any]:
-        from audiovq.data import read_manifest
-        from audiovq.prepare import recording_cut, write_manifest
+        from audiovq.training.data import read_manifest
+        from audiovq.training.prepare import recording_cut, write_manifest
 
         names = {"speaker": "s", "language": "en", "text": "see"}
         cuts = [recording_cut(f"b/{i}", f"/b/{i}.wav", 16_000, 1, 32_000, **names) for i in "123"]
@@ -386,7 +392,7 @@ def _manifest(file: str) -> Callable[[Path], tuple[list[bytes], Any]]:
 def _checkpoint(folder: Path) -> tuple[list[bytes], Any]:
     import torch
 
-    from audiovq.checkpoint import load_checkpoint, save_checkpoint
+    from audiovq.training.checkpoint import load_checkpoint, save_checkpoint
 
     tensors = {"x": torch.ones(3, 4), "n": torch.tensor(7), "h": torch.ones(2).half()}
     save_checkpoint(folder / "seed", tensors, {"step": 5, "card": {"name": "a"}})

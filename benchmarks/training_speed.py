@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from audiovq import AudioVQ, ModelConfig
-from audiovq.data import Corpus, CropDataset, read_manifest
-from audiovq.discriminator import (
+from audiovq.training.data import Corpus, CropDataset, read_manifest
+from audiovq.training.discriminator import (
     Discriminator,
     adversarial_loss,
     discriminator_loss,
     feature_loss,
 )
-from audiovq.losses import MelLoss
+from audiovq.training.losses import MelLoss
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -86,9 +86,9 @@ def evaluate(
 
     Example: audiovq evaluate recordings/ --n-q 2,8 --peers opus:6,codec2:3200 --plot quality.png
     """
-    from audiovq.evaluate import evaluate as run
     from audiovq.files import refuse_existing
-    from audiovq.quality_report import page_folder, plot_rate_quality, write_page
+    from audiovq.quality.evaluate import evaluate as run
+    from audiovq.quality.report import page_folder, plot_rate_quality, write_page
 
     if plot is not None:
         refuse_existing(plot, overwrite=force)
@@ -156,8 +156,8 @@ def _model_and_levels(
 
 
 def _tables(found: Any, *, per_file: bool) -> list[Table]:
-    from audiovq.evaluate import TABLE
-    from audiovq.quality_report import format_value
+    from audiovq.quality.evaluate import TABLE
+    from audiovq.quality.report import format_value
 
     def start(title: str | None, *first: str) -> Table:
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", title=title)

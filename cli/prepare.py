@@ -43,7 +43,7 @@ def prepare(
 
     Example: audiovq prepare recordings/ -o data/folder --speaker-from parent
     """
-    from audiovq import prepare as library
+    from audiovq.training import prepare as library
 
     cuts, unreadable = library.find_recordings(folder, speaker_from)
     console = Console(stderr=True)

@@ -48,12 +48,12 @@ def train(
 
     Example: audiovq train recipes/folder/recipe.toml -o runs/mine; audiovq train runs/mine --resume
     """
-    from audiovq.recipe import read_recipe
+    from audiovq.training.recipe import read_recipe
 
     file, folder = _recipe_and_run(recipe, out, resume)
     settings = read_recipe(file, changes)
-    from audiovq.interrupt import TrainingStopped
-    from audiovq.train import train as run
+    from audiovq.training.interrupt import TrainingStopped
+    from audiovq.training.loop import train as run
 
     console = Console(stderr=True)
     _set_up_log(console, quiet)

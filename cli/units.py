@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from audiovq.alignments import TimeUnit, find, read_alignments
 from audiovq.audio import load_audio
 from audiovq.codes import TOKEN_SUFFIXES
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.segment import run_lengths, to_text, write_segments
-from audiovq.units_compare import SAMPLE_RATE, Comparison, compare, encode_units, segment_files
-from audiovq.units_files import (
+from audiovq.units.alignments import TimeUnit, find, read_alignments
+from audiovq.units.compare import SAMPLE_RATE, Comparison, compare, encode_units, segment_files
+from audiovq.units.files import (
     SEGMENT_SUFFIX,
     discophon_phones,
     find_audio,
@@ -24,7 +24,7 @@ from audiovq.units_files import (
     read_units,
     write_discophon,
 )
-from audiovq.units_report import (
+from audiovq.units.report import (
     described,
     heatmap,
     png_bytes,

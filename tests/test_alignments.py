@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiovq.alignments import (
+from audiovq.files import FileRefused
+from audiovq.units.alignments import (
     Interval,
     find,
     is_silence,
@@ -13,7 +14,6 @@ from audiovq.alignments import (
     read_alignments,
     read_ctm,
 )
-from audiovq.files import FileRefused
 
 WANT = [Interval(0.0, 0.5, "SIL"), Interval(0.5, 0.75, "AH"), Interval(0.75, 1.0, "t")]
 

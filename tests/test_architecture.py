@@ -1,56 +1,122 @@
 """The imports point one way, and encoding stays light."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from audiovq.moved import MOVED
+
 ROOT = Path(__file__).parent.parent
-LEVELS = [
-    {"files", "config", "layers", "losses", "hardware", "interrupt"},
-    {"codes", "audio", "network", "source", "quantize", "discriminator", "checkpoint", "recipe"}
-    | {"segment"},
-    {"health", "stream", "data", "run_files"},
-    {"model", "pictures", "prepare"},
-    {"transcode", "train"},
+WINGS = {"training", "quality", "units"}
+"""Folders of audiovq. They import the core, the flat modules, and never each other."""
+CORE = [
+    {"files", "config", "layers", "segment", "moved"},
+    {"codes", "audio", "source", "quantize", "health"},
+    {"network", "pictures"},
+    {"stream"},
+    {"model"},
+    {"transcode", "live", "onnx"},
 ]
-"""Modules of audiovq: each imports only from the sets before its own, and from its own set."""
+"""The flat modules: each imports only from the sets before its own, and from its own set."""
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of audiovq that a file imports, at any depth."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("audiovq.")}
+def modules() -> dict[str, Path]:
+    """Every module of audiovq by its name without `audiovq.`, packages by theirs."""
+    found = {}
+    for path in (ROOT / "audiovq").rglob("*.py"):
+        parts = path.relative_to(ROOT / "audiovq").with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
+def imports_of(path: Path) -> set[str]:
+    """Modules of audiovq that a file imports, at any depth, without `audiovq.`."""
+    known, found = set(modules()), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level or "audiovq" not in path.parts[-2:-1], f"relative in {path}"
+            base = node.module or ""
+            # `from audiovq import x` names a module, or something of the package.
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.partition(".")[2] for name in names if name.startswith("audiovq.")}
+    return found & known - {""}
+
+
+GRAPH = {name: imports_of(path) - {name} for name, path in modules().items()}
+
+
+def test_every_module_has_its_place():
+    flat = {name for name in GRAPH if "." not in name and name} - WINGS
+    assert flat == set().union(*CORE)
+    assert {name.partition(".")[0] for name in GRAPH if "." in name} == WINGS
+
+
+def test_wings_import_the_core_and_never_each_other():
+    flat = set().union(*CORE)
+    for name, needs in GRAPH.items():
+        wing = name.partition(".")[0]
+        if wing in WINGS:
+            strangers = {need for need in needs if need.partition(".")[0] not in flat | {wing}}
+            assert not strangers, f"{name} imports {strangers}"
+
+
+def test_the_core_imports_only_what_stands_below():
+    for level, names in enumerate(CORE):
+        below = set().union(*CORE[: level + 1])
+        for name in names:
+            assert GRAPH[name] <= below, f"{name} imports {GRAPH[name] - below}"
+
+
 def test_imports_have_no_circle():
-    graph = {path.stem: imports_of(path) for path in (ROOT / "audiovq").glob("*.py")}
     done: set[str] = set()
-    while len(done) < len(graph):
-        free = {name for name, needs in graph.items() if name not in done and needs <= done}
-        assert free, f"these import each other: {sorted(set(graph) - done)}"
+    while len(done) < len(GRAPH):
+        free = {name for name, needs in GRAPH.items() if name not in done and needs <= done}
+        assert free, f"these import each other: {sorted(set(GRAPH) - done)}"
         done |= free
 
 
-def test_low_levels_import_only_lower_ones():
-    for level, names in enumerate(LEVELS):
-        below = set().union(*LEVELS[:level])
-        for name in names:
-            path = ROOT / "audiovq" / f"{name}.py"
-            if path.exists():
-                assert imports_of(path) <= below | (names if level else set()), name
+def test_the_tests_of_imports_see_every_way_to_import(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(
+        "import audiovq.codes\nfrom audiovq import model, FileRefused\n"
+        "def f():\n    from audiovq.units import measures\n    from audiovq.files import x\n"
+    )
+    assert imports_of(path) == {"codes", "model", "units", "units.measures", "files"}
 
 
 def test_the_library_never_imports_the_command_line():
-    for path in (ROOT / "audiovq").glob("*.py"):
+    for path in modules().values():
         assert "audiovq_cli" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_names_lead_to_the_new_modules(old):
+    try:
+        new = importlib.import_module(MOVED[old])
+    except ModuleNotFoundError as error:
+        pytest.skip(f"needs {error.name}")
+    spec = new.__spec__
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=MOVED[old]):
+        assert importlib.import_module(old) is new
+    assert new.__spec__ is spec
+    assert new.__name__ == MOVED[old]
+
+
+def test_units_has_the_names_of_the_module_that_it_was():
+    from audiovq import units
+    from audiovq.units import measures
+
+    assert units.evaluate is measures.evaluate
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = units.nothing
 
 
 def test_encoding_imports_nothing_heavy():
@@ -65,7 +131,7 @@ def test_encoding_imports_nothing_heavy():
     ]
     code = (
         "import sys, audiovq, audiovq.transcode, audiovq_cli\n"
-        f"print([name for name in {heavy} + ['audiovq.train', 'audiovq.losses'] "
+        f"print([name for name in {heavy} + ['audiovq.training', 'audiovq.quality'] "
         "if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

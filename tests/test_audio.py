@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovq import evaluate, prepare
 from audiovq.audio import AudioReader, audio_suffixes, load_audio, save_audio
-from audiovq.data import read_crop
 from audiovq.files import FileRefused
-from audiovq.units_files import find_audio
+from audiovq.quality import evaluate
+from audiovq.training import prepare
+from audiovq.training.data import read_crop
+from audiovq.units.files import find_audio
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])

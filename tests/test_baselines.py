@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audiovq.baselines import kmeans_units, mfcc, mfcc_units, permuted_units
+from audiovq.units.baselines import kmeans_units, mfcc, mfcc_units, permuted_units
 
 pytest.importorskip("sklearn")
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from audiovq.checkpoint import (
+from audiovq.files import FileRefused
+from audiovq.training.checkpoint import (
     load_checkpoint,
     load_optimizer_tensors,
     matching,
@@ -22,7 +23,6 @@ from audiovq.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from audiovq.files import FileRefused
 
 
 def test_tensors_and_values_come_back(tmp_path):

@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from audiovq import FileRefused
-from audiovq.evaluate import Evaluation, Row
-from audiovq.metrics import METRICS
+from audiovq.quality.evaluate import Evaluation, Row
+from audiovq.quality.metrics import METRICS
 from audiovq_cli.evaluate import evaluate
 
 CLIPS = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))
@@ -82,7 +82,7 @@ def test_options_reach_the_library(run, monkeypatch):
         seen.update(options, decoded=decoded)
         return Evaluation(["lsd"], ["x"], [Row("a", "x", 1, {"lsd": 1.0})], ["A note."])
 
-    monkeypatch.setattr("audiovq.evaluate.evaluate", fake)
+    monkeypatch.setattr("audiovq.quality.evaluate.evaluate", fake)
     result = run(
         *("ref", "--n-q", "none", "--peers", "opus:6, codec2:3200", "--metrics", "lsd,mel"),
         *("--asr", "tool {}", "--texts", "said.tsv", "--limit", 3, "--jobs", 2),
@@ -110,7 +110,7 @@ def test_levels_default_to_powers_of_two_and_all(run, monkeypatch, tiny_folder):
         seen.update(options)
         return Evaluation(["lsd"], ["x"], [Row("a", "x", 1, {"lsd": 1.0})])
 
-    monkeypatch.setattr("audiovq.evaluate.evaluate", fake)
+    monkeypatch.setattr("audiovq.quality.evaluate.evaluate", fake)
     run("ref", "--model", tiny_folder)
     assert seen["n_q"] == [1, 2, 4]
     run("ref", "decoded", "--model", tiny_folder)

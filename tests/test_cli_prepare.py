@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from audiovq.data import read_manifest
 from audiovq.files import FileRefused
+from audiovq.training.data import read_manifest
 from audiovq_cli.prepare import prepare
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from audiovq.audio import load_audio
-from audiovq.data import (
+from audiovq.files import FileRefused
+from audiovq.training.data import (
     NO_LABEL,
     Corpus,
     CropDataset,
@@ -21,8 +22,7 @@ from audiovq.data import (
     read_crop,
     read_manifest,
 )
-from audiovq.files import FileRefused
-from audiovq.prepare import recording_cut, write_manifest
+from audiovq.training.prepare import recording_cut, write_manifest
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create:UserWarning"  # where there is one core only

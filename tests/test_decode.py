@@ -81,7 +81,7 @@ def test_fewer_levels_are_those_of_fewer_tokens(tiny_model, tokens, tmp_path):
         ("a.txt", b"1 \xff", "UTF-8"),
         ("a.tsv", b"unit\tstart\n1\t2\n", "not a segment file"),
         ("a.tsv", b"unit\tstart\tduration\n1\t0\t1e9\n", r"last|more than"),
-        ("a.tsv", b"unit\tstart\tduration\n70000\t0\t1\n", "no codebook"),
+        ("a.tsv", b"unit\tstart\tduration\n70000\t0\t1\n", "out of range"),
         ("a.tsv", b"unit\tstart\tduration\n40\t0\t1\n", "out of range"),
         ("a.npy", b"nonsense", "not a token file"),
     ],

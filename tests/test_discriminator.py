@@ -7,7 +7,7 @@ from torch import Tensor
 
 from audiovq import AudioVQ
 from audiovq.audio import load_audio
-from audiovq.discriminator import (
+from audiovq.training.discriminator import (
     STFT_SIZES,
     Discriminator,
     StftDiscriminator,

@@ -12,10 +12,11 @@ import pytest
 import soundfile
 import torch
 
-from audiovq import Codes, FileRefused, Header, ModelConfig, metrics, peers
+from audiovq import Codes, FileRefused, Header, ModelConfig
 from audiovq.codes import pack_avq
-from audiovq.evaluate import ORIGINAL, Evaluation, Row, bootstrap_mean, evaluate, read_texts
-from audiovq.quality_report import page_folder, plot_rate_quality, write_page
+from audiovq.quality import metrics, peers
+from audiovq.quality.evaluate import ORIGINAL, Evaluation, Row, bootstrap_mean, evaluate, read_texts
+from audiovq.quality.report import page_folder, plot_rate_quality, write_page
 
 RATE = 16000
 
@@ -189,8 +190,8 @@ def test_a_peer_is_measured_with_its_size_and_speed(originals, tmp_path, monkeyp
     def run_peer(peer, wav):
         return peers.PeerResult(wav * 0.5, 600, 0.25, 0.125)
 
-    monkeypatch.setattr("audiovq.evaluate.missing_programs", lambda peer: None)
-    monkeypatch.setattr("audiovq.evaluate.run_peer", run_peer)
+    monkeypatch.setattr("audiovq.quality.evaluate.missing_programs", lambda peer: None)
+    monkeypatch.setattr("audiovq.quality.evaluate.run_peer", run_peer)
     found = evaluate(originals / "a.wav", peers=["opus:9"], metrics=["lsd"])
     (summary,) = found.summary()
     assert (summary.system, summary.family) == ("opus:9", "opus")
@@ -225,9 +226,9 @@ def test_the_original_has_the_measures_without_a_reference(originals, monkeypatc
             lambda r, d: float(np.abs(d).max()), "loud", "", "higher", needs_reference=False
         )
     }
-    monkeypatch.setattr("audiovq.evaluate.METRICS", {**metrics.METRICS, **table})
-    monkeypatch.setattr("audiovq.evaluate.TABLE", {**metrics.METRICS, **table})
-    monkeypatch.setattr("audiovq.evaluate.missing_packages", lambda name: None)
+    monkeypatch.setattr("audiovq.quality.evaluate.METRICS", {**metrics.METRICS, **table})
+    monkeypatch.setattr("audiovq.quality.evaluate.TABLE", {**metrics.METRICS, **table})
+    monkeypatch.setattr("audiovq.quality.evaluate.missing_packages", lambda name: None)
     found = evaluate(originals / "a.wav", originals / "b.flac", metrics=["loud", "lsd"])
     assert found.systems == [ORIGINAL, "b.flac"]
     assert set(found.rows[0].values) == {"loud"}
@@ -242,7 +243,7 @@ def test_the_word_error_rate_counts_against_what_is_heard_in_the_original(
     def transcribe(wav, asr):
         return "one too three" if wav.max() < 0.2 else heard.get(len(wav), "one two three four")
 
-    monkeypatch.setattr("audiovq.evaluate.transcribe", transcribe)
+    monkeypatch.setattr("audiovq.quality.evaluate.transcribe", transcribe)
     quiet, _ = soundfile.read(originals / "a.wav")
     soundfile.write(tmp_path / "quiet.wav", quiet * 0.5, RATE)
     found = evaluate(originals / "a.wav", tmp_path / "quiet.wav", metrics=["wer"], asr="x {}")
@@ -253,7 +254,7 @@ def test_the_word_error_rate_counts_against_what_is_heard_in_the_original(
 def test_with_texts_word_errors_count_against_them_in_the_original_too(
     originals, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("audiovq.evaluate.transcribe", lambda wav, asr: "one too three")
+    monkeypatch.setattr("audiovq.quality.evaluate.transcribe", lambda wav, asr: "one too three")
     texts = tmp_path / "texts.tsv"
     texts.write_text("some/where/a.flac\tONE TWO\n\nspeaker/c.wav one too three\nelse x\nb\n")
     found = evaluate(originals, originals, metrics=["wer"], asr="x {}", texts=texts)
@@ -274,7 +275,7 @@ def test_texts_are_read_as_librispeech_has_them(tmp_path):
 
 
 def test_texts_that_cannot_be_used_are_one_sentence(originals, tmp_path, monkeypatch):
-    monkeypatch.setattr("audiovq.evaluate.transcribe", lambda wav, asr: "")
+    monkeypatch.setattr("audiovq.quality.evaluate.transcribe", lambda wav, asr: "")
     texts = tmp_path / "texts"
     for content, message in (
         (b"\xff\xfe", "as text"),

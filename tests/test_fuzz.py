@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiovq.alignments import ALIGNMENT_SUFFIXES, MAX_SECONDS, read_alignment
 from audiovq.audio import load_audio
 from audiovq.codes import Header, Tokens, npy_bytes, pack_avq, unpack_tokens
 from audiovq.files import FileRefused
 from audiovq.segment import MAX_FRAMES, Segment, read_segments, write_segments
+from audiovq.units.alignments import ALIGNMENT_SUFFIXES, MAX_SECONDS, read_alignment
 from benchmarks import fuzz
 
 quickly = settings(

@@ -7,8 +7,8 @@ import platform
 import pytest
 import torch
 
-from audiovq import hardware
-from audiovq.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
+from audiovq.training import hardware
+from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
 
 ONEDNN, AVX512_BF16 = "oneDNN", "AVX512_BF16"
 
@@ -84,9 +84,9 @@ class StoppedError(Exception):
 
 @pytest.mark.filterwarnings("ignore")  # Fabric's own, on every start
 def test_a_training_takes_what_was_chosen_and_says_so(machine, monkeypatch, caplog, tmp_path):
-    train = pytest.importorskip("audiovq.train")
+    train = pytest.importorskip("audiovq.training.loop")
 
-    def run(recipe, out, fabric):
+    def run(recipe, out, fabric, start):
         raise StoppedError(fabric._precision.precision, torch.get_num_threads())
 
     machine(ONEDNN, cores=3)

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from audiovq.harmonicity import SAMPLE_RATE, harmonicity
+from audiovq.quality.harmonicity import SAMPLE_RATE, harmonicity
 
 N = 24000
 TIME = np.arange(N) / SAMPLE_RATE

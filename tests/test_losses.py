@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from audiovq.layers import INAUDIBLE
-from audiovq.losses import AUDIBLE, MEL_SCALES, SHORT_SCALES, MelLoss
+from audiovq.training.losses import AUDIBLE, MEL_SCALES, SHORT_SCALES, MelLoss
 
 
 @pytest.fixture(scope="module")

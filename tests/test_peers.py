@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from audiovq.audio import load_audio
-from audiovq.peers import CODEC2_MODES, SAMPLE_RATE, Peer, missing_programs, parse_peer, run_peer
+from audiovq.quality.peers import (
+    CODEC2_MODES,
+    SAMPLE_RATE,
+    Peer,
+    missing_programs,
+    parse_peer,
+    run_peer,
+)
 
 CLIP = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))[1]
 

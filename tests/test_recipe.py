@@ -9,7 +9,7 @@ import pytest
 
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused
-from audiovq.recipe import (
+from audiovq.training.recipe import (
     DataSettings,
     LossSettings,
     ManifestSettings,
@@ -244,9 +244,9 @@ def test_every_setting_is_documented():
     import ast
     import inspect
 
-    import audiovq.recipe
+    import audiovq.training.recipe
 
-    tree = ast.parse(inspect.getsource(audiovq.recipe))
+    tree = ast.parse(inspect.getsource(audiovq.training.recipe))
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             for item, after in zip(node.body, [*node.body[1:], None], strict=True):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovq.data import Cut, read_manifest
-from audiovq.recipe import read_recipe
+from audiovq.training.data import Cut, read_manifest
+from audiovq.training.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = [
@@ -110,7 +110,7 @@ def prepare(recipe: str, arguments: list[Path], monkeypatch: pytest.MonkeyPatch)
 
 
 def train_one_step(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from audiovq.train import train
+    from audiovq.training.loop import train
 
     monkeypatch.chdir(folder)  # paths in recipes are relative to where training runs
     settings = read_recipe(RECIPES / recipe / "recipe.toml", TINY)
@@ -188,7 +188,7 @@ def test_speech_mix_writes_a_manifest_for_each_corpus(tmp_path, monkeypatch, cap
 
 
 def test_speech_mix_trains_on_teacher_and_labels(tmp_path, monkeypatch):
-    from audiovq.train import train
+    from audiovq.training.loop import train
 
     speech_mix(tmp_path / "corpus")
     out = tmp_path / "data" / "speech_mix"

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from audiovq.files import FileRefused
-from audiovq.recipe import DataSettings, ManifestSettings, Recipe
-from audiovq.run_files import cut_metrics, differences, save_recipe, saved_recipe
+from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe
+from audiovq.training.run_files import cut_metrics, differences, save_recipe, saved_recipe
 
 RECIPE = Recipe(data=DataSettings(train=(ManifestSettings("a.jsonl"),)), card={"name": "a"})
 

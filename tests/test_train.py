@@ -18,14 +18,12 @@ from lightning_fabric import Fabric
 from tiny import EXAMPLES, TINY
 from typer.testing import CliRunner
 
-import audiovq.train
+import audiovq.training.loop
 import audiovq_cli
 from audiovq import AudioVQ, FileRefused
 from audiovq.audio import load_audio
-from audiovq.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from audiovq.losses import MelLoss
-from audiovq.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
-from audiovq.train import (
+from audiovq.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from audiovq.training.loop import (
     Generator,
     Run,
     blame,
@@ -36,6 +34,8 @@ from audiovq.train import (
     unit_losses,
     validation_levels,
 )
+from audiovq.training.losses import MelLoss
+from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
 
 pytestmark = pytest.mark.filterwarnings(
     # Fabric's own, on every start; none of them is about what is done here.
@@ -181,8 +181,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
 ):
     """The losses are finite, and their gradients are not."""
     monkeypatch.setattr(MelLoss, "forward", spoil(MelLoss.forward, {4}, []))
-    critic = spoil(audiovq.train.discriminator_loss, {1}, [])
-    monkeypatch.setattr("audiovq.train.discriminator_loss", critic)
+    critic = spoil(audiovq.training.loop.discriminator_loss, {1}, [])
+    monkeypatch.setattr("audiovq.training.loop.discriminator_loss", critic)
     out = train(recipe, tmp_path / "one")
     assert any("step 4 is skipped: the gradient is not finite" in r.message for r in caplog.records)
     logs = [line for line in metrics(out) if "mel" in line]
@@ -630,8 +630,8 @@ def test_two_ranks_agree_with_one(manifest, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
         "import os, sys\n"
-        "from audiovq.losses import MelLoss\n"
-        "from audiovq.train import train\n"
+        "from audiovq.training.losses import MelLoss\n"
+        "from audiovq.training.loop import train\n"
         "from test_train import small\n"
         "train(small(sys.argv[1], devices=2), sys.argv[2])\n"
         "forward = MelLoss.forward\n"
@@ -650,7 +650,7 @@ def test_two_ranks_agree_with_one(manifest, tmp_path):
         capture_output=True,
         text=True,
     )
-    dataset = audiovq.train._dataset(small(str(manifest)))
+    dataset = audiovq.training.loop._dataset(small(str(manifest)))
     names = ", ".join(dataset[index]["id"] for index in (2, 3))  # the second half of the batch
     alarm = f"step 0 is skipped: mel, mel_short is not finite; its recordings are {names}."
     assert alarm in done.stderr, done.stderr

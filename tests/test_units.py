@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from audiovq.alignments import Interval
 from audiovq.segment import run_lengths
-from audiovq.units import (
+from audiovq.units.alignments import Interval
+from audiovq.units.measures import (
     adjusted_pnmi,
     best_shift,
     boundary_scores,

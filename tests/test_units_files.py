@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiovq.abx import abx, triphones
-from audiovq.alignments import Interval
 from audiovq.codes import Header, write_avq
 from audiovq.files import FileRefused
-from audiovq.units_compare import compare
-from audiovq.units_files import find_audio, read_units, speakers_by_rule, write_discophon
+from audiovq.units.abx import abx, triphones
+from audiovq.units.alignments import Interval
+from audiovq.units.compare import compare
+from audiovq.units.files import find_audio, read_units, speakers_by_rule, write_discophon
 
 NAMES = ["a/84-12-0", "b/85-13-1"]
 

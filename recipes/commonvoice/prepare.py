@@ -6,7 +6,7 @@ from pathlib import Path
 from lhotse.recipes import prepare_commonvoice
 
 from audiovq.files import FileRefused
-from audiovq.prepare import Report, main, manifest_cuts, prepare
+from audiovq.training.prepare import Report, main, manifest_cuts, prepare
 
 
 def commonvoice(corpus_dir: Path, out_dir: Path) -> Report:

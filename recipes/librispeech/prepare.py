@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lhotse.recipes import prepare_librispeech
 
-from audiovq.prepare import VALIDATION_SHARE, Report, main, manifest_cuts, prepare
+from audiovq.training.prepare import VALIDATION_SHARE, Report, main, manifest_cuts, prepare
 
 
 def librispeech(corpus_dir: Path, out_dir: Path) -> Report:

@@ -6,7 +6,7 @@ from lhotse.recipes import prepare_libritts
 from lhotse.recipes.libritts import LIBRITTS
 
 from audiovq.files import FileRefused
-from audiovq.prepare import VALIDATION_SHARE, Report, main, manifest_cuts, prepare
+from audiovq.training.prepare import VALIDATION_SHARE, Report, main, manifest_cuts, prepare
 
 
 def libritts(corpus_dir: Path, out_dir: Path) -> Report:

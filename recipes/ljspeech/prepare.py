@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lhotse.recipes import prepare_ljspeech
 
-from audiovq.prepare import Report, main, manifest_cuts, prepare
+from audiovq.training.prepare import Report, main, manifest_cuts, prepare
 
 
 def ljspeech(corpus_dir: Path, out_dir: Path) -> Report:

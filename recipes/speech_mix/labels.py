@@ -15,8 +15,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from audiovq.data import read_crop, read_manifest
 from audiovq.files import FileRefused, atomic_output
+from audiovq.training.data import read_crop, read_manifest
 
 SAMPLE_RATE = 16_000
 HOP = 320

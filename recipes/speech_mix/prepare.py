@@ -7,7 +7,7 @@ from pathlib import Path
 import soundfile
 
 from audiovq.files import FileRefused
-from audiovq.prepare import (
+from audiovq.training.prepare import (
     Report,
     main,
     recording_cut,

@@ -20,8 +20,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from audiovq.data import Cut, read_crop, read_manifest
 from audiovq.files import FileRefused, atomic_output
+from audiovq.training.data import Cut, read_crop, read_manifest
 
 SAMPLE_RATE = 16_000
 HOP = 320

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lhotse.recipes import prepare_vctk
 
-from audiovq.prepare import Report, main, manifest_cuts, prepare
+from audiovq.training.prepare import Report, main, manifest_cuts, prepare
 
 
 def vctk(corpus_dir: Path, out_dir: Path) -> Report:

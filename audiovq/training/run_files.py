@@ -11,7 +11,7 @@ from typing import Any
 
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused, atomic_output
-from audiovq.recipe import DataSettings, LossSettings, Recipe, TrainSettings
+from audiovq.training.recipe import DataSettings, LossSettings, Recipe, TrainSettings
 
 RECIPE_FILE = "recipe.json"
 RECIPES = "recipe-*.json"

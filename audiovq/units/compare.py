@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from audiovq.abx import Abx, abx, require_fastabx
-from audiovq.alignments import Interval, find
 from audiovq.audio import AudioReader, load_audio
-from audiovq.baselines import mfcc_units, permuted_units
 from audiovq.files import FileRefused
 from audiovq.segment import segment
-from audiovq.units import Evaluation, evaluate
-from audiovq.units_files import find_audio, read_units, speakers_by_rule
+from audiovq.units.abx import Abx, abx, require_fastabx
+from audiovq.units.alignments import Interval, find
+from audiovq.units.baselines import mfcc_units, permuted_units
+from audiovq.units.files import find_audio, read_units, speakers_by_rule
+from audiovq.units.measures import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from audiovq.model import AudioVQ

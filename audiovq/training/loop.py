@@ -31,7 +31,11 @@ from rich.progress import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from audiovq.checkpoint import (
+from audiovq.config import ModelConfig
+from audiovq.files import FileRefused, refuse_existing
+from audiovq.health import COLLAPSED, codebook_health
+from audiovq.model import CONFIG_FILE, WEIGHTS_FILE, AudioVQ
+from audiovq.training.checkpoint import (
     BEST,
     Checkpoint,
     load_optimizer_tensors,
@@ -44,22 +48,31 @@ from audiovq.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from audiovq.config import ModelConfig
-from audiovq.data import NO_LABEL, Corpus, CropDataset, StepBatches, read_crop, read_manifest
-from audiovq.discriminator import (
+from audiovq.training.data import (
+    NO_LABEL,
+    Corpus,
+    CropDataset,
+    StepBatches,
+    read_crop,
+    read_manifest,
+)
+from audiovq.training.discriminator import (
     Discriminator,
     adversarial_loss,
     discriminator_loss,
     feature_loss,
 )
-from audiovq.files import FileRefused, refuse_existing
-from audiovq.hardware import choose_precision, choose_threads, describe
-from audiovq.health import COLLAPSED, codebook_health
-from audiovq.interrupt import TrainingStopped, leave_to_parent, stop_wish
-from audiovq.losses import SHORT_SCALES, MelLoss
-from audiovq.model import CONFIG_FILE, WEIGHTS_FILE, AudioVQ
-from audiovq.recipe import Recipe
-from audiovq.run_files import METRICS_FILE, cut_metrics, differences, save_recipe, saved_recipe
+from audiovq.training.hardware import choose_precision, choose_threads, describe
+from audiovq.training.interrupt import TrainingStopped, leave_to_parent, stop_wish
+from audiovq.training.losses import SHORT_SCALES, MelLoss
+from audiovq.training.recipe import Recipe
+from audiovq.training.run_files import (
+    METRICS_FILE,
+    cut_metrics,
+    differences,
+    save_recipe,
+    saved_recipe,
+)
 
 logger = logging.getLogger("audiovq.train")
 T = TypeVar("T")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiovq.abx import Abx
-from audiovq.alignments import SILENCE, Interval
 from audiovq.pictures import new_figure, spectrogram_db
 from audiovq.segment import run_lengths
-from audiovq.units import Evaluation, Measure, fill_silence
+from audiovq.units.abx import Abx
+from audiovq.units.alignments import SILENCE, Interval
+from audiovq.units.measures import Evaluation, Measure, fill_silence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

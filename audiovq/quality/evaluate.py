@@ -20,7 +20,8 @@ import torch
 from audiovq.audio import audio_suffixes, load_audio, save_audio
 from audiovq.codes import pack_avq
 from audiovq.files import FileRefused
-from audiovq.metrics import (
+from audiovq.model import AudioVQ
+from audiovq.quality.metrics import (
     METRICS,
     SAMPLE_RATE,
     Metric,
@@ -28,8 +29,7 @@ from audiovq.metrics import (
     transcribe,
     word_errors,
 )
-from audiovq.model import AudioVQ
-from audiovq.peers import missing_programs, parse_peer, run_peer
+from audiovq.quality.peers import missing_programs, parse_peer, run_peer
 
 ORIGINAL = "original"
 """The system that leaves the clip as it is; it has the measures that need no reference."""
@@ -209,9 +209,9 @@ def evaluate(
     decoded: the same, decoded by any codec; in a folder, files are matched by their path below it,
         without the suffix. They are compared as they are: a delay counts against them.
     model, n_q: encode and decode the originals at each of these numbers of levels.
-    peers: other codecs, as `audiovq.peers.parse_peer` reads them.
+    peers: other codecs, as `audiovq.quality.peers.parse_peer` reads them.
     metrics: names of `METRICS`; those that are taken by default when None.
-    asr: a recogniser for the word error rate; see `audiovq.metrics.transcribe`.
+    asr: a recogniser for the word error rate; see `audiovq.quality.metrics.transcribe`.
     texts: what is said in the originals; see `read_texts`. Word errors then count against it, in
         the original too, and clips without a text have none. Otherwise they count against what the
         recogniser hears in the original.

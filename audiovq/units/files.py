@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from audiovq.alignments import SILENCE, Interval, files_below, find
 from audiovq.audio import audio_suffixes
 from audiovq.codes import TOKEN_SUFFIXES, Header, read_tokens
 from audiovq.files import FileRefused, atomic_output, read_text
 from audiovq.segment import expand, read_segments
-from audiovq.units import fill_silence
+from audiovq.units.alignments import SILENCE, Interval, files_below, find
+from audiovq.units.measures import fill_silence
 
 SEGMENT_SUFFIX = ".tsv"
 UNIT_SUFFIXES = (*TOKEN_SUFFIXES, SEGMENT_SUFFIX)

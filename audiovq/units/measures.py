@@ -1,7 +1,7 @@
 """How phoneme-like units are: measures of discrete units against phone alignments.
 
 Units are integer arrays [T], one per utterance, one code a frame. Phones come as lists of
-`audiovq.alignments.Interval`. Every information measure is a function of a contingency table
+`audiovq.units.alignments.Interval`. Every information measure is a function of a contingency table
 [phones, units] of frame counts; those tables add up over utterances, which is what makes the
 bootstrap cheap. Entropies are in bits.
 
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiovq.alignments import SILENCE, Interval
+from audiovq.units.alignments import SILENCE, Interval
 
 TOLERANCE = 0.02
 """Seconds that a boundary may be off and still count as found."""

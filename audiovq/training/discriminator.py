@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from audiovq.losses import AUDIBLE
+from audiovq.training.losses import AUDIBLE
 
 STFT_SIZES = (256, 512, 1024)
 CHANNELS = (2, 16, 32, 32, 32)

@@ -13,9 +13,9 @@ from urllib.parse import quote
 import numpy as np
 
 from audiovq.audio import load_audio
-from audiovq.evaluate import ORIGINAL, TABLE, Evaluation, Row, Summary
 from audiovq.files import FileRefused, atomic_output
-from audiovq.metrics import SAMPLE_RATE
+from audiovq.quality.evaluate import ORIGINAL, TABLE, Evaluation, Row, Summary
+from audiovq.quality.metrics import SAMPLE_RATE
 
 
 def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bool = False) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from audiovq.alignments import SILENCE, Interval
 from audiovq.files import FileRefused
+from audiovq.units.alignments import SILENCE, Interval
 
 
 @dataclass(frozen=True)

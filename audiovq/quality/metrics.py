@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiovq.harmonicity import BANDS, harmonicity
+from audiovq.quality.harmonicity import BANDS, harmonicity
 
 SAMPLE_RATE = 16000
 """The rate in Hz at which every measure here is taken."""

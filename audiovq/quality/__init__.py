@@ -1,0 +1,1 @@
+"""How good decoded speech is: measures, peers, tables and pages."""
