@@ -599,7 +599,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def small(manifest: str, **changes: int | float) -> Recipe:
+def small(manifest: str, **changes: int | float | str) -> Recipe:
     """A recipe for runs that are compared; also read by the processes that the test starts."""
     return Recipe(
         model=TINY,
@@ -615,7 +615,7 @@ def small(manifest: str, **changes: int | float) -> Recipe:
                 checkpoint_every=2,
                 precision="32-true",
                 accelerator="cpu",
-                seed=1,  # with 5 a vector of a k-means start is halfway between two centroids
+                seed=1,
             ),
             **changes,  # type: ignore[arg-type]
         ),
@@ -623,17 +623,18 @@ def small(manifest: str, **changes: int | float) -> Recipe:
     )
 
 
-def test_two_ranks_agree_with_one(manifest, tmp_path):
+def test_two_ranks_agree_with_one(manifest, tiny_folder, tmp_path):
     """Two processes on halves of each batch end with the weights of one on whole batches, and the
     alarm names the recordings of the one that met a bad loss."""
-    train(small(str(manifest)), tmp_path / "one")
+    # From codebooks that have begun: k-means turns a difference in rounding into other centroids.
+    train(small(str(manifest), initial_model=str(tiny_folder)), tmp_path / "one")
     script = tmp_path / "two.py"
     script.write_text(
         "import os, sys\n"
         "from audiovq.training.losses import MelLoss\n"
         "from audiovq.training.loop import train\n"
         "from test_train import small\n"
-        "train(small(sys.argv[1], devices=2), sys.argv[2])\n"
+        "train(small(sys.argv[1], devices=2, initial_model=sys.argv[3]), sys.argv[2])\n"
         "forward = MelLoss.forward\n"
         "bad = float('nan') if os.environ['RANK'] == '1' else 1.0\n"
         "MelLoss.forward = lambda *arguments: forward(*arguments) * bad\n"
@@ -642,7 +643,7 @@ def test_two_ranks_agree_with_one(manifest, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *(str(script), str(manifest), str(tmp_path / "two")),
+            *(str(script), str(manifest), str(tmp_path / "two"), str(tiny_folder)),
         ],
         check=True,
         timeout=600,
@@ -659,7 +660,6 @@ def test_two_ranks_agree_with_one(manifest, tmp_path):
         if name.startswith(("generator.model", "ema")):
             # Adam's first steps turn gradients near 0, and their rounding, into whole steps.
             close = torch.isclose(tensor.float(), together[name].float(), atol=1e-3)
-            # On some CPUs rounding decides which of two centroids a vector of a k-means start is
-            # nearer to, and so what is left of it and its neighbours for the next level.
-            share = 0.85 if name.endswith("reservoir") else 0.999
+            # In a reservoir of 256 rows one vector may lie between two codes.
+            share = 0.99 if name.endswith("reservoir") else 0.999
             assert close.float().mean() > share, name
