@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"files", "config", "layers", "losses"},
+    {"entry", "weights"},
     {"codes", "audio", "network", "quantize", "discriminator", "checkpoint", "recipe", "segment"},
     {"health", "stream", "data"},
     {"model", "pictures", "prepare"},
