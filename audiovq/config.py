@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,6 +16,31 @@ _DECODER_ALONE = (
 )
 SUBFRAMES = 4
 """Times a frame that the decoder's source is filtered anew."""
+MOST = {
+    "sample_rate": 768_000,
+    "strides": 1 << 12,
+    "channels": 1 << 14,
+    "encoder_blocks": 256,
+    "encoder_expansion": 64,
+    "decoder_channels": 1 << 14,
+    "decoder_blocks": 256,
+    "decoder_expansion": 64,
+    "kernel_size": 1 << 10,
+    "n_fft": 1 << 17,
+    "source_channels": 1 << 14,
+    "source_blocks": 256,
+    "pitch_channels": 1 << 14,
+    "pitch_blocks": 256,
+    "crossover": 384_000,
+    "n_codebooks": 256,
+    "codebook_size": 1 << 16,
+    "codebook_dim": 1 << 14,
+    "block_frames": 1 << 12,
+}
+"""The largest values, far beyond any use: a damaged file must not ask for all the memory."""
+MOST_STRIDES = 16
+MOST_BLOCK = 1 << 20
+"""Samples of a block, which are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +145,19 @@ class ModelConfig:
                 f"block_frames must be more than lookahead ({self.lookahead}), "
                 f"not {self.block_frames}."
             )
-        if self.codebook_size > 1 << 16:
-            raise ValueError(f"codebook_size must be at most 65536, not {self.codebook_size}.")
+        if self.block_frames * self.hop_length > MOST_BLOCK:
+            raise ValueError(
+                f"block_frames times the hop must be at most {MOST_BLOCK} samples, not "
+                f"{self.block_frames * self.hop_length}."
+            )
         if self.codebook not in ("ema", "gradient"):
-            raise ValueError(f'codebook must be "ema" or "gradient", not "{self.codebook}".')
+            raise ValueError(
+                f'codebook must be "ema" or "gradient", not {reprlib.repr(self.codebook)}.'
+            )
         if self.unit_level not in ("split", "residual"):
-            raise ValueError(f'unit_level must be "split" or "residual", not "{self.unit_level}".')
+            raise ValueError(
+                f'unit_level must be "split" or "residual", not {reprlib.repr(self.unit_level)}.'
+            )
         if self.unit_level == "split" and self.n_codebooks < 2:
             raise ValueError('unit_level "split" needs n_codebooks of at least 2.')
         if self.unit_blocks and self.unit_level != "split":
@@ -145,7 +178,8 @@ class ModelConfig:
             if isinstance(field.default, int):
                 if type(value) is not int or value < least:
                     raise ValueError(
-                        f"{field.name} must be a whole number >= {least}, not {value!r}."
+                        f"{field.name} must be a whole number >= {least}, "
+                        f"not {reprlib.repr(value)}."
                     )
             elif isinstance(field.default, tuple):
                 least = 0 if field.name == "encoder_blocks" else 1
@@ -153,10 +187,19 @@ class ModelConfig:
                     type(item) is int and item >= least for item in value
                 ):
                     raise ValueError(
-                        f"{field.name} must be a list of whole numbers >= {least}, not {value!r}."
+                        f"{field.name} must be a list of whole numbers >= {least}, "
+                        f"not {reprlib.repr(value)}."
+                    )
+                if len(value) > MOST_STRIDES:
+                    raise ValueError(
+                        f"{field.name} must have at most {MOST_STRIDES} numbers, not {len(value)}."
                     )
             elif type(value) is not str:
-                raise ValueError(f"{field.name} must be text, not {value!r}.")
+                raise ValueError(f"{field.name} must be text, not {reprlib.repr(value)}.")
+            most = MOST.get(field.name)
+            largest = max(value, default=0) if isinstance(value, tuple) else value
+            if most is not None and largest > most:
+                raise ValueError(f"{field.name} must be at most {most}, not {largest}.")
 
     @property
     def hop_length(self) -> int:
@@ -213,6 +256,19 @@ class ModelConfig:
         """Kernel of the strided convolution `index`, in strides: the first is the filterbank."""
         return 4 if index == 0 else 2
 
+    def check_n_q(self, n_q: int) -> None:
+        """Raise `ValueError` when a model has no such number of levels."""
+        if not 1 <= n_q <= self.n_codebooks:
+            raise ValueError(f"n_q must be in 1..{self.n_codebooks}, not {n_q}.")
+
+    def check_range(self, smallest: int, largest: int) -> None:
+        """Raise `ValueError` when codes between these two are not all in the codebooks."""
+        if smallest < 0 or largest >= self.codebook_size:
+            wrong = smallest if smallest < 0 else largest
+            raise ValueError(
+                f"code {wrong} is out of range; codes are 0..{self.codebook_size - 1}."
+            )
+
     def bitrate(self, n_q: int) -> float:
         """Bits per second of `n_q` levels."""
         return self.frame_rate * n_q * max(1, (self.codebook_size - 1).bit_length())
@@ -220,10 +276,14 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Build from plain values. Raises `ValueError` for a name that is not a field."""
+        if not isinstance(values, dict):
+            raise ValueError(f"settings must be named, not {reprlib.repr(values)}.")
         names = [field.name for field in fields(cls)]
         for name in values:
             if name not in names:
-                raise ValueError(f"{name} is not a setting of the model; they are {names}.")
+                raise ValueError(
+                    f"{reprlib.repr(name)} is not a setting of the model; they are {names}."
+                )
         return cls(**values)
 
     def tokens_json(self) -> str:

@@ -299,7 +299,8 @@ class LogSpectrum(nn.Module):
     def __init__(self, size: int, hop_length: int) -> None:
         super().__init__()
         self.size, self.shift = size, hop_length // 2
-        self.register_buffer("window", torch.hann_window(size), persistent=False)
+        window = torch.hann_window(size, dtype=torch.float32)
+        self.register_buffer("window", window, persistent=False)
         self.floor = INAUDIBLE**2 * float(self.window.square().sum())
 
     def initial_state(self, batch: int) -> Tensor:
@@ -349,7 +350,8 @@ class OverlapAdd(nn.Module):
         super().__init__()
         self.hop_length = hop_length
         self.overlaps = n_fft // hop_length
-        window = torch.hann_window(n_fft).reshape(self.overlaps, hop_length)
+        window = torch.hann_window(n_fft, dtype=torch.float32)
+        window = window.reshape(self.overlaps, hop_length)
         # Divided by the sum of squared windows, as an inverse STFT is (Griffin and Lim, 1984).
         self.register_buffer("window", window / window.square().sum(dim=0), persistent=False)
 

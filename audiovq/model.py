@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os.path
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -14,15 +16,19 @@ from torch import Tensor, nn
 
 from audiovq.codes import Header
 from audiovq.config import ModelConfig
-from audiovq.files import FileRefused, atomic_output
+from audiovq.entry import as_codes, as_wav, entry
+from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.network import Decoder, Encoder
 from audiovq.quantize import Quantized, Search, make_quantizer
-from audiovq.stream import Stream, forget
+from audiovq.stream import Stream
+from audiovq.weights import check_finite, check_types, kept, load_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 BATCH_FRAMES = 512
 """Frames of each item that a GPU computes at once when more are there."""
+CONFIG_BYTES = 1 << 24
+"""Size of the largest config with its card."""
 DEFAULT_FOLDER = Path(__file__).parent / "default"
 
 
@@ -57,16 +63,20 @@ class AudioVQ(nn.Module):
         codes = model.encode(wav)        # wav [B, 1, N] in -1..1 at model.config.sample_rate
         codes.indices                    # [B, 8, T]
         wav = model.decode(codes)        # [B, 1, N]
+
+    The weights are float32, whatever `torch.set_default_dtype` says. After `.half()` or `.double()`
+    a model neither encodes nor decodes, nor is it saved: it raises `ValueError`.
     """
 
     def __init__(self, config: ModelConfig, card: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.config = config
         self.card: dict[str, Any] = card or {"name": "untrained"}
-        self.encoder = Encoder(config)
-        self.quantizer = make_quantizer(config)
-        self.decoder = Decoder(config)
-        self._fingerprint: tuple[list[tuple[int, int]], str] | None = None
+        with torch.inference_mode(False):  # or its weights could never be trained nor watched
+            self.encoder = Encoder(config)
+            self.quantizer = make_quantizer(config)
+            self.decoder = Decoder(config)
+            self.float()
 
     @property
     def name(self) -> str:
@@ -78,39 +88,36 @@ class AudioVQ(nn.Module):
         """Where the weights are."""
         return self.decoder.head.weight.device
 
-    def train(self, mode: bool = True) -> "AudioVQ":
-        """Switch between training and inference, as `torch.nn.Module.train`."""
-        if mode or self.training:
-            # Fused optimizers write to weights without counting up the tensors' versions.
-            self._fingerprint = None
-            forget(self)
-        return super().train(mode)
-
+    @entry
     def encode(
-        self, wav: Tensor, n_q: int | None = None, lengths: list[int] | None = None
+        self,
+        wav: Tensor | np.ndarray,
+        n_q: int | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
     ) -> Codes:
         """Turn sound into codes.
 
-        wav: [B, 1, N], N >= 1, in -1..1 at `config.sample_rate`.
+        wav: [B, 1, N], N >= 1, in -1..1 at `config.sample_rate`, a tensor or an array of any
+            floating-point type. What goes a little beyond 1, as after resampling, is taken so.
         n_q: levels to compute, 1 .. n_codebooks; all of them when None. Fewer levels are a prefix.
         lengths: samples of each item of a padded batch; N for all when None. The codes after an
             item's last frame are 0.
 
         On a CPU an item's codes do not depend on the other items, nor on the padding. On a GPU all
         items are computed at once, with sums in another order: a few tokens may be others.
-        Raises `ValueError` for a wrong shape, n_q or length, and for samples that are not finite.
+        Raises `ValueError` for a wrong shape, type, n_q or length, and for samples, the padding's
+        among them, that are not finite or beyond `entry.PEAK` (8): they are of another scale.
         """
         n_q = self.check_n_q(n_q)
-        if wav.dim() != 3 or wav.shape[1] != 1 or not wav.numel():
+        wav = as_wav(wav, self.device)
+        if not wav.numel():
             raise ValueError(f"wav must have the shape [B, 1, N], N >= 1, not {list(wav.shape)}.")
-        if not torch.isfinite(wav).all():
-            raise ValueError("wav holds samples that are not finite (NaN or infinity).")
         batch, _, n_samples = wav.shape
-        lengths = [n_samples] * batch if lengths is None else list(lengths)
+        lengths = [n_samples] * batch if lengths is None else [int(length) for length in lengths]
         if len(lengths) != batch or not all(1 <= length <= n_samples for length in lengths):
             raise ValueError(f"lengths must be {batch} numbers in 1..{n_samples}, not {lengths}.")
-        wav = wav.to(self.device, torch.float32)
         if self.device.type != "cpu":
+            check_types(self.state_dict())
             return Codes(self._encode_batch(wav, lengths, n_q), tuple(lengths))
         items = [self._encode_one(item[None, :, :n], n_q) for item, n in zip(wav, lengths)]
         n_frames = max(item.shape[2] for item in items)
@@ -155,29 +162,29 @@ class AudioVQ(nn.Module):
         stream = self.stream(n_q)
         return torch.cat([stream.encode_blocks(wav), stream.flush_encode()], dim=2)
 
-    def decode(self, codes: Codes | Tensor) -> Tensor:
+    @entry
+    def decode(self, codes: Codes | Tensor | np.ndarray) -> Tensor:
         """Turn codes into sound: float32 [B, 1, N], N the longest of `codes.lengths`.
 
-        Of bare indices [B, n_q, T], whole frames are decoded: N is T * hop_length. The samples
-        after an item's length are 0.
+        Of bare indices [B, n_q, T], whole frames are decoded: N is T * hop_length. They are a
+        tensor or an array of any type of whole numbers. The samples after an item's length are 0.
 
-        Raises `ValueError` for a wrong shape, and for codes or a number of levels out of range.
+        Raises `ValueError` for a wrong shape or type, and for codes or a number of levels out of
+        range.
         """
-        if isinstance(codes, Tensor):
-            n_samples = codes.shape[-1] * self.config.hop_length
-            codes = Codes(codes, (n_samples,) * len(codes))
-        indices, hop = codes.indices, self.config.hop_length
-        if indices.dim() != 3 or not indices.numel() or indices.is_floating_point():
-            raise ValueError(
-                f"codes must be whole numbers [B, n_q, T], not {indices.dtype} "
-                f"{list(indices.shape)}."
-            )
-        self.check_n_q(indices.shape[1])
-        self.check_range(int(indices.min()), int(indices.max()))
-        if max(codes.lengths) > indices.shape[2] * hop or len(codes.lengths) != len(indices):
+        hop = self.config.hop_length
+        bare = codes.indices if isinstance(codes, Codes) else codes
+        indices = as_codes(bare, self.config, self.device)
+        if not indices.numel():
+            raise ValueError(f"codes must be of one frame or more, not {list(indices.shape)}.")
+        if not isinstance(codes, Codes):
+            codes = Codes(indices, (indices.shape[2] * hop,) * len(indices))
+        if len(codes.lengths) != len(indices) or not all(
+            1 <= length <= indices.shape[2] * hop for length in codes.lengths
+        ):
             raise ValueError(f"lengths {list(codes.lengths)} do not match the codes.")
-        indices = indices.to(self.device, torch.int64)
         if self.device.type != "cpu":
+            check_types(self.state_dict())
             return self._decode_batch(indices, codes.lengths)
         items = []
         for item, n_samples in zip(indices, codes.lengths):
@@ -187,6 +194,7 @@ class AudioVQ(nn.Module):
             items.append(F.pad(wav[:, :, :n_samples], (0, max(codes.lengths) - n_samples)))
         return torch.cat(items)
 
+    @entry
     def stream(self, n_q: int | None = None) -> Stream:
         """Start a signal that comes piece by piece; see `Stream`."""
         return Stream(self, self.check_n_q(n_q))
@@ -223,13 +231,16 @@ class AudioVQ(nn.Module):
         z, _ = self.encoder(padded, self.encoder.initial_state(len(wav)))
         return z[:, self.config.lookahead :].float()
 
+    @entry
     @torch.no_grad()
-    def unit_distances(self, wav: Tensor) -> Tensor:
+    def unit_distances(self, wav: Tensor | np.ndarray) -> Tensor:
         """Squared distances [B, T, K] of the frames of wav [B, 1, N] to the codes of level 0.
 
-        The nearest codes are the units, but for ties within float32 rounding.
+        The nearest codes are the units, but for ties within float32 rounding. Raises `ValueError`
+        as `encode`.
         """
-        z = self.latent(F.pad(wav.to(self.device), (0, -wav.shape[2] % self.config.hop_length)))
+        wav = as_wav(wav, self.device)
+        z = self.latent(F.pad(wav, (0, -wav.shape[2] % self.config.hop_length)))
         vectors = self.quantizer.unit_vectors(z)
         return torch.cdist(vectors, self.quantizer.codebooks[0].vectors.expand(len(z), -1, -1)) ** 2
 
@@ -237,17 +248,12 @@ class AudioVQ(nn.Module):
         """`n_q`, or all levels when it is None. Raises `ValueError` when it is out of range."""
         if n_q is None:
             return self.config.n_codebooks
-        if not 1 <= n_q <= self.config.n_codebooks:
-            raise ValueError(f"n_q must be in 1..{self.config.n_codebooks}, not {n_q}.")
+        self.config.check_n_q(n_q)
         return n_q
 
     def check_range(self, smallest: int, largest: int) -> None:
         """Raise `ValueError` when codes between these two are not all in the codebooks."""
-        if smallest < 0 or largest >= self.config.codebook_size:
-            wrong = smallest if smallest < 0 else largest
-            raise ValueError(
-                f"code {wrong} is out of range; codes are 0..{self.config.codebook_size - 1}."
-            )
+        self.config.check_range(smallest, largest)
 
     def header(self, n_q: int, n_samples: int) -> Header:
         """What a token file says of this model and of `n_samples` samples at `n_q` levels."""
@@ -276,44 +282,64 @@ class AudioVQ(nn.Module):
         Models of the same sizes that differ in their decoders' weights alone have the same, and
         decode each other's tokens.
         """
-        tensors = {
-            name: tensor
-            for name, tensor in self.state_dict(keep_vars=True).items()
-            if self.decides_tokens(name)
-        }
-        # Hashing 20 MB takes a while, so the last answer is kept for as long as no tensor was
-        # replaced or written to since.
-        versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
-        if self._fingerprint is None or self._fingerprint[0] != versions:
-            digest = hashlib.sha256(self.config.tokens_json().encode())
-            for name in sorted(tensors):
+        return kept(self, "fingerprint", self._hash)  # hashing 20 MB takes a while
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256(self.config.tokens_json().encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if self.decides_tokens(name):
                 digest.update(name.encode())
-                digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-            self._fingerprint = (versions, digest.hexdigest()[:16])
-        return self._fingerprint[1]
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path = "default") -> "AudioVQ":
-        """Load a model, ready to encode and decode, on the CPU.
+    @entry
+    def from_pretrained(
+        cls, name_or_folder: str | Path = "default", *, device: str | torch.device = "cpu"
+    ) -> "AudioVQ":
+        """Load a model, ready to encode and decode.
 
         name_or_folder: "default" for the model inside the package, or a folder that
         `save_pretrained` wrote.
+        device: where it computes, as torch names it: "cpu", "cuda", "cuda:1".
 
-        Raises `FileRefused` when there is no such model or its files are damaged.
+        Raises `FileRefused` when there is no such model, when its files are damaged or do not fit
+        each other, and when they hold numbers that are not finite; `ValueError` for the device.
         """
         folder = Path(name_or_folder)
         if str(name_or_folder) == "default":
             folder = DEFAULT_FOLDER
-        if not (folder / CONFIG_FILE).is_file():
+        if not os.path.isfile(folder / CONFIG_FILE):
             raise FileRefused(
                 f'{name_or_folder} is not a model; give "default" or a folder with {CONFIG_FILE} '
                 f"and {WEIGHTS_FILE}."
             )
-        return _load(cls, folder)
+        model = _load(cls, folder)
+        try:
+            return model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device {str(device)!r} cannot be used here ({reason}).") from error
 
+    def check_weights(self) -> None:
+        """Raise `ValueError` that names a tensor which is not float32, or holds NaN or infinity."""
+        tensors = self.state_dict()
+        check_types(tensors)
+        check_finite(tensors)
+        tables = enumerate(self.quantizer.tables())
+        check_finite({f"the codebook of level {level}": table for level, table in tables})
+
+    @entry
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write `config.json` and `model.safetensors`, exactly the weights in memory."""
+        """Write `config.json` and `model.safetensors`, exactly the weights in memory.
+
+        Raises `FileRefused` when a file exists or cannot be written, and `ValueError` for weights
+        that cannot be used, as `check_weights`.
+        """
         folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            refuse_existing(folder / name, overwrite=overwrite)  # both, before either is written
+        self.check_weights()
         tensors = dict(self.state_dict())
         for name, parameter in self.named_parameters():
             half = parameter.detach().half()
@@ -364,37 +390,43 @@ class AudioVQ(nn.Module):
         grown.load_state_dict(tensors)
         return grown.to(self.device).train(self.training)
 
+    @entry
     def round_weights(self) -> "AudioVQ":
         """Round the network's weights to what float16 can hold, in place, still float32.
 
         A model rounded so takes half the room and loads as it is in memory. The codebooks stay
         exact: they are small, and the tokens hang on them.
+
+        Raises `ValueError`, with all weights as they were, when one is beyond float16's range
+        (65504) or not finite.
         """
+        rounded = {name: p.detach().half() for name, p in self.named_parameters()}
+        for name, half in rounded.items():
+            if not torch.isfinite(half).all():
+                raise ValueError(
+                    f"{name} holds numbers that are not finite or beyond the range of float16 "
+                    "(65504), in which shipped weights are kept."
+                )
         with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.copy_(parameter.half())
+            for name, parameter in self.named_parameters():
+                parameter.copy_(rounded[name])
         return self
 
 
+@torch.inference_mode(False)
 def _load(cls: type[AudioVQ], folder: Path) -> AudioVQ:
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     try:
+        if config_path.stat().st_size > CONFIG_BYTES:
+            raise ValueError(f"it is larger than {CONFIG_BYTES >> 20} MiB")
         saved = json.loads(config_path.read_text())
         config = ModelConfig.from_dict(saved["config"])
         card = dict(saved["card"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise FileRefused(f"{config_path} is not the config of a model ({error}).") from error
+    model = load_weights(lambda: cls(config, card), weights_path)
     try:
-        tensors = safetensors.torch.load_file(weights_path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise FileRefused(f"{weights_path} is missing or damaged ({error}).") from error
-    model = cls(config, card)
-    tensors = {
-        name: tensor.float() if tensor.dtype == torch.float16 else tensor
-        for name, tensor in tensors.items()
-    }
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise FileRefused(f"{weights_path} does not fit {config_path}.") from error
+        model.check_weights()
+    except ValueError as error:
+        raise FileRefused(f"{weights_path} is damaged: {error}") from error
     return model.eval()

@@ -21,21 +21,23 @@ frames are decoded one by one.
 """
 
 import copy
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Protocol
+from typing import Any, NoReturn, Protocol, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiovq.config import ModelConfig
+from audiovq.entry import as_codes, as_wav, entry
 from audiovq.layers import State, can_pack, packed
 from audiovq.network import Decoder, Encoder
 from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer
+from audiovq.weights import kept
 
 LONG_PIECE = 4
 """Blocks that the encoder computes at once when more are there and when it is exact."""
@@ -52,9 +54,6 @@ class Codec(Protocol):
     encoder: Encoder
     quantizer: ResidualQuantizer | SplitQuantizer
     decoder: Decoder
-
-    def state_dict(self, *, keep_vars: bool = ...) -> dict[str, Tensor]:
-        """All tensors of the model."""
 
 
 class _Engine:
@@ -226,7 +225,8 @@ class _Engine:
         The order of a kernel's sums does not depend on the data, so noise finds any difference.
         """
         generator = torch.Generator().manual_seed(0)
-        noise = 0.1 * torch.randn(1, 1, n_samples, generator=generator).to(self.device)
+        noise = torch.randn(1, 1, n_samples, generator=generator, dtype=torch.float32, device="cpu")
+        noise = 0.1 * noise.to(self.device)
 
         def compute(wav: Tensor, state: State) -> tuple[list[Tensor], State]:
             z, state = self.encoder(wav, state)
@@ -243,22 +243,9 @@ class _Engine:
         return all(map(torch.equal, [*joined, *state], [*whole, *state_of_whole]))
 
 
-_engines: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
 def _engine(model: Codec) -> _Engine:
-    """The model's engine: made once, and anew when a tensor was replaced or written to since."""
-    versions = [(t.data_ptr(), t._version) for t in model.state_dict(keep_vars=True).values()]
-    known = _engines.get(model)
-    if known is None or known[0] != versions:
-        with torch.no_grad():
-            known = _engines[model] = (versions, _Engine(model))
-    return known[1]
-
-
-def forget(model: Codec) -> None:
-    """Drop what is kept of the model's weights; for changes that leave no trace in the tensors."""
-    _engines.pop(model, None)
+    """The model's engine: made once, and anew when its weights have changed since."""
+    return kept(cast(nn.Module, model), "engine", lambda: _Engine(model))
 
 
 @contextmanager
@@ -279,7 +266,10 @@ class Stream:
 
     Encoding and decoding are two independent halves: use either, or both. All tensors are of batch
     1. A stream runs the weights that the model had when the stream was made. The whole memory of a
-    stream is `state_dict()`, plain tensors that can be saved and restored.
+    stream is `state_dict()`, plain tensors that can be saved and restored. A copy goes on from
+    where the stream is, on its own; pickle raises `TypeError`: save the state.
+
+    A chunk that is refused, with `ValueError`, leaves the stream as it was.
 
     Example::
 
@@ -294,7 +284,8 @@ class Stream:
         self._engine = engine = _engine(model)
         self._n_q = n_q
         self._encoder_state = engine.initial_encoder_state
-        self._pending = torch.zeros(1, 1, 0, device=engine.device)  # of the block not full yet
+        # Samples of the block that is not full yet.
+        self._pending = torch.zeros(1, 1, 0, dtype=torch.float32, device=engine.device)
         # Of the pending block's frames, those sent already. The first frames of a signal count as
         # sent: code t is that of encoder frame t + lookahead, which has seen frame t's lookahead.
         self._sent = engine.config.lookahead
@@ -302,21 +293,25 @@ class Stream:
         self._decoder_state = engine.initial_decoder_state
         self._n_frames = 0  # received by decode
 
-    def encode(self, wav: Tensor) -> Tensor:
-        """Take samples [1, 1, n], n >= 0; return the codes [1, n_q, T] that are known by now.
+    @entry
+    def encode(self, wav: Tensor | np.ndarray) -> Tensor:
+        """Take samples [1, 1, n], n >= 0; return the codes int64 [1, n_q, T] known by now.
 
-        Frame t is known when sample (t + 1 + lookahead) * hop - 1 has come.
+        Frame t is known when sample (t + 1 + lookahead) * hop - 1 has come. Samples are of the
+        types and in the range of `AudioVQ.encode`; `ValueError` refuses others.
         """
-        codes = self._full_blocks(wav)
+        codes = self._full_blocks(self._checked(wav))
         if self._pending.shape[2] >= self._engine.config.hop_length:
             single = self._engine.takes_single_frames
             codes += self._single_frames() if single else self._partial_block()
         return torch.cat([*codes, self._no_codes()], dim=2)
 
-    def encode_blocks(self, wav: Tensor) -> Tensor:
+    @entry
+    def encode_blocks(self, wav: Tensor | np.ndarray) -> Tensor:
         """As `encode`, but only whole blocks: later, and in the fastest way."""
-        return torch.cat([*self._full_blocks(wav), self._no_codes()], dim=2)
+        return torch.cat([*self._full_blocks(self._checked(wav)), self._no_codes()], dim=2)
 
+    @entry
     def flush_encode(self) -> Tensor:
         """End of the signal: the codes [1, n_q, T] still due, so that T is ceil(N / hop) in all.
 
@@ -332,17 +327,23 @@ class Stream:
         self._n_samples = 0
         return torch.cat([*codes, self._no_codes()], dim=2)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    @entry
+    def decode(self, codes: Tensor | np.ndarray) -> Tensor:
         """Take codes [1, n_q, T], T >= 0; return the samples [1, 1, n] that are complete by now.
 
         A frame's samples are complete when the `overlap_frames` frames after it have come. The
-        number of levels may change from call to call.
+        number of levels may change from call to call. Codes are of any type of whole numbers;
+        `ValueError` refuses others, and codes or levels that the model lacks.
         """
+        codes = as_codes(codes, self._engine.config, self._engine.device)
+        if len(codes) != 1:
+            raise ValueError(f"codes must have the shape [1, n_q, T], not {list(codes.shape)}.")
         if not codes.shape[2]:
             return self._pending.new_zeros(1, 1, 0)
         wav, self._decoder_state = self._engine.decode_frames(codes, self._decoder_state)
         return self._complete(wav, codes.shape[2])
 
+    @entry
     def flush_decode(self) -> Tensor:
         """End of the codes: the samples [1, 1, n] still due, so that they are T * hop in all.
 
@@ -354,7 +355,7 @@ class Stream:
             with torch.inference_mode():
                 silence = wav.new_zeros(1, self._engine.config.overlap_frames, width)
                 wav, _ = self._engine.decode_latent(silence, self._decoder_state)
-            wav = self._complete(wav, silence.shape[1])
+            wav = self._complete(wav.clone(), silence.shape[1])  # a clone can be trained on
         self._decoder_state = self._engine.initial_decoder_state
         self._n_frames = 0
         return wav
@@ -379,25 +380,46 @@ class Stream:
         """
         own = self.state_dict()
         fits = own.keys() == state.keys() and all(
-            state[name].shape == tensor.shape for name, tensor in own.items() if name != "pending"
+            state[name].dtype == tensor.dtype
+            and (name == "pending" or state[name].shape == tensor.shape)
+            for name, tensor in own.items()
         )
-        if not fits:
+        fits = fits and state["pending"].shape[:-1] == (1, 1)
+        if not fits or state["pending"].shape[2] >= self._engine.block:
             raise ValueError("This is not the state of a stream of this model.")
-        self._encoder_state = [
-            state[f"encoder.{i}"].clone() for i in range(len(self._encoder_state))
-        ]
-        self._decoder_state = [
-            state[f"decoder.{i}"].clone() for i in range(len(self._decoder_state))
-        ]
-        self._pending = state["pending"].clone()
+        state = {name: tensor.clone().to(self._engine.device) for name, tensor in state.items()}
+        self._encoder_state = [state[f"encoder.{i}"] for i in range(len(self._encoder_state))]
+        self._decoder_state = [state[f"decoder.{i}"] for i in range(len(self._decoder_state))]
+        self._pending = state["pending"]
         self._sent, self._n_samples, self._n_frames = (int(n) for n in state["counts"])
+
+    def __copy__(self) -> "Stream":
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__  # the engine, which does not change, is shared
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Stream":
+        return copy.copy(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A stream cannot be pickled, as it holds a model; save its state_dict(), plain "
+            "tensors, and load it into a new stream of the model."
+        )
+
+    def _checked(self, wav: Tensor | np.ndarray) -> Tensor:
+        wav = as_wav(wav, self._engine.device)
+        if len(wav) != 1:
+            raise ValueError(f"wav must have the shape [1, 1, n], not {list(wav.shape)}.")
+        return wav
 
     def _no_codes(self) -> Tensor:
         return torch.zeros(1, self._n_q, 0, dtype=torch.int64, device=self._pending.device)
 
     def _full_blocks(self, wav: Tensor) -> list[Tensor]:
         self._n_samples += wav.shape[2]
-        self._pending = torch.cat([self._pending, wav.detach()], dim=2)
+        self._pending = torch.cat([self._pending, wav], dim=2)
         n_full = self._pending.shape[2] // self._engine.block * self._engine.block
         if not n_full:
             return []

@@ -84,8 +84,10 @@ def encode_file(
     n_samples, parts = 0, []
     for block in reader:
         n_samples += len(block)
-        wav = torch.from_numpy(block)[None, None].to(model.device)
-        parts.append(_as_numpy(stream.encode_blocks(wav)))
+        try:
+            parts.append(_as_numpy(stream.encode_blocks(torch.from_numpy(block)[None, None])))
+        except ValueError as error:
+            raise FileRefused(f"{source} cannot be encoded: {error}") from error
         if progress is not None:
             progress(n_samples / rate, total)
     parts.append(_as_numpy(stream.flush_encode()))

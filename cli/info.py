@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .options import Model, load_model
 
@@ -28,10 +29,18 @@ def info(
         typer.echo(json.dumps(facts))
         return
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-        table.add_row(name.replace("_", " "), text)
+        table.add_row(plain(name.replace("_", " ")), plain(text))
     Console().print(table)
+
+
+def plain(text: str) -> Text:
+    """Text from a file as it may stand on a terminal: its markup and escape codes as they read."""
+    escaped = (c.encode("unicode_escape").decode() for c in text)
+    return Text("".join(c if c.isprintable() or c == "\n" else e for c, e in zip(text, escaped)))
 
 
 def _token_facts(source: str, model: str) -> dict[str, Any]:
@@ -61,7 +70,7 @@ def _token_facts(source: str, model: str) -> dict[str, Any]:
 def _model_facts(source: str) -> dict[str, Any]:
     codec = load_model(source)
     config, rate = codec.config, codec.config.sample_rate
-    return {
+    facts = {
         "model": codec.name,
         "fingerprint": codec.fingerprint,
         "parameters": sum(parameter.numel() for parameter in codec.parameters()),
@@ -74,5 +83,6 @@ def _model_facts(source: str) -> dict[str, Any]:
         "bitrate": config.bitrate(config.n_codebooks),
         "receptive_field_s": config.receptive_field / rate,
         "latency_ms": 1000 * config.delay / rate,
-        **{name: value for name, value in codec.card.items() if name != "name"},
     }
+    card = {name: value for name, value in codec.card.items() if name != "name"}
+    return facts | {f"card_{name}" if name in facts else name: card[name] for name in card}

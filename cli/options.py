@@ -46,7 +46,7 @@ def load_model(name: str, device: Device = Device.CPU) -> "AudioVQ":
     if device is Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("this machine has no CUDA device; use --device cpu.")
     use_cuda = device is not Device.CPU and torch.cuda.is_available()
-    return AudioVQ.from_pretrained(name).to("cuda" if use_cuda else "cpu")
+    return AudioVQ.from_pretrained(name, device="cuda" if use_cuda else "cpu")
 
 
 def print_table(table: Table) -> None:

@@ -15,6 +15,7 @@ WINGS = {"training", "quality", "units"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
     {"files", "config", "layers", "segment", "moved"},
+    {"entry", "weights"},
     {"codes", "audio", "source", "quantize", "health"},
     {"network", "pictures"},
     {"stream"},

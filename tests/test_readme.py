@@ -1,4 +1,4 @@
-"""Every block of the README runs as it stands."""
+"""Every block of the README, and of the page on Python, runs as it stands."""
 
 import re
 import subprocess
@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SHELL = re.findall(r"```sh\n(.*?)```", README, flags=re.S)
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+PAGES = README + (ROOT / "docs" / "python.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", PAGES, flags=re.S)
 TOO_LONG = ("pip install", "pytest", "audiovq train")
 """Lines that start so are run elsewhere: by the continuous integration, and by test_train.py."""
 
@@ -40,5 +41,6 @@ def test_the_shell_blocks_run_one_after_the_other(checkout):
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_the_python_blocks_run(checkout, block):
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    (checkout / "block.py").write_text(block)  # a file: processes that it spawns import it
+    done = subprocess.run([sys.executable, "block.py"], capture_output=True, text=True)
     assert done.returncode == 0, f"{block}\n{done.stderr}"
