@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 _MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "source_channels")
-_DECODER_ALONE = (
+SOURCE_SETTINGS = (
     "source_channels",
     "source_blocks",
     "pitch_channels",
     "pitch_blocks",
     "crossover",
 )
+"""Of the decoder's source; they change no token."""
 SUBFRAMES = 4
 """Times a frame that the decoder's source is filtered anew."""
 MOST = {
@@ -292,6 +293,6 @@ class ModelConfig:
         Fields of the decoder that came after the first release are left out: they change no token,
         and token files name a model by a hash of this text."""
         values = asdict(self)
-        for name in _DECODER_ALONE:
+        for name in SOURCE_SETTINGS:
             del values[name]
         return json.dumps(values, indent=2)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiovq.codes import Header
-from audiovq.config import ModelConfig
+from audiovq.config import SOURCE_SETTINGS, ModelConfig
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.network import Decoder, Encoder
@@ -48,10 +48,12 @@ class Output:
 
     wav: Tensor
     """Reconstruction [B, 1, N]."""
-    units: Tensor
-    """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients."""
+    units: Tensor | None
+    """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients; None from codes."""
     quantized: Quantized | None
     """None when the quantizer was passed by."""
+    pitch: Tensor | None
+    """With a source, scores of the fundamental at the end of each frame [B, T, classes]."""
 
 
 class AudioVQ(nn.Module):
@@ -219,9 +221,31 @@ class AudioVQ(nn.Module):
                 z_q, units = quantized.z_q, quantized.units
             else:
                 z_q, units = self.quantizer.bypass(z)
+        wav, pitch = self._decode(z_q)
+        return Output(wav, units, quantized, pitch)
+
+    def resynthesize(self, codes: Tensor, n_q: Tensor) -> Output:
+        """The decoder's part of `forward`, for codes [B, n_codebooks, T] that are known.
+
+        n_q: [B], levels that each item keeps.
+        """
+        with torch.autocast(codes.device.type, enabled=False):
+            tables = [table.detach() for table in self.quantizer.tables()]
+            z_q = self.quantizer.decode(codes, tables, n_q)
+        wav, pitch = self._decode(z_q)
+        return Output(wav, None, None, pitch)
+
+    def _decode(self, z_q: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sound [B, 1, T * hop] of z_q [B, T, D], and the scores of the fundamental if any."""
+        config, n_frames = self.config, z_q.shape[1]
         z_q = F.pad(z_q, (0, 0, 0, config.overlap_frames))  # the windows that reach back
-        out, _ = self.decoder(z_q, self.decoder.initial_state(batch))
-        return Output(out[:, :, config.overlap_frames * config.hop_length :], units, quantized)
+        f0, scores = None, None
+        if self.decoder.source is not None:
+            pitch = self.decoder.source.pitch
+            scores, _ = pitch(z_q, pitch.initial_state(len(z_q)))
+            f0, scores = pitch.hertz(scores), scores[:, :n_frames]
+        wav, _ = self.decoder(z_q, self.decoder.initial_state(len(z_q)), f0)
+        return wav[:, :, config.overlap_frames * config.hop_length :], scores
 
     @torch.no_grad()
     def latent(self, wav: Tensor) -> Tensor:
@@ -391,6 +415,25 @@ class AudioVQ(nn.Module):
         return grown.to(self.device).train(self.training)
 
     @entry
+    def with_source(self, **settings: int | tuple[int, ...]) -> "AudioVQ":
+        """The same tokens, with another source in the decoder: `SOURCE_SETTINGS` of the config.
+
+        Weights that fit are taken over; the others begin at random. What it decodes to has to be
+        learnt (train.learn = "decoder").
+        """
+        for name in settings:
+            if name not in SOURCE_SETTINGS:
+                raise ValueError(f"{name} is not of the source; it has {SOURCE_SETTINGS}.")
+        other = AudioVQ(replace(self.config, **settings), dict(self.card))  # type: ignore[arg-type]
+        tensors = other.state_dict()
+        tensors |= {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name in tensors and tensor.shape == tensors[name].shape
+        }
+        other.load_state_dict(tensors)
+        return other.to(self.device).train(self.training)
+
     def round_weights(self) -> "AudioVQ":
         """Round the network's weights to what float16 can hold, in place, still float32.
 

@@ -192,9 +192,14 @@ class ResidualQuantizer(nn.Module):
             codes.append(indices)
         return torch.stack(codes).unflatten(1, z.shape[:2]).transpose(0, 1)
 
-    def decode(self, codes: Tensor, tables: list[Tensor]) -> Tensor:
-        """Indices [B, n_q, T] -> quantized latent [B, T, dim]."""
+    def decode(self, codes: Tensor, tables: list[Tensor], n_q: Tensor | None = None) -> Tensor:
+        """Indices [B, n_q, T] -> quantized latent [B, T, dim].
+
+        n_q: [B], levels that each item keeps; all of them when None.
+        """
         vectors = [F.embedding(codes[:, level], tables[level]) for level in range(codes.shape[1])]
+        if n_q is not None:
+            vectors = [x * (n_q > level)[:, None, None] for level, x in enumerate(vectors)]
         return self.project_out(torch.stack(vectors).sum(dim=0))
 
     def unit_vectors(self, z: Tensor) -> Tensor:
@@ -286,12 +291,16 @@ class SplitQuantizer(nn.Module):
             return codes
         return torch.cat([codes, self.acoustic.encode(z_acoustic, searches[1:])], dim=1)
 
-    def decode(self, codes: Tensor, tables: list[Tensor]) -> Tensor:
-        """Indices [B, n_q, T] -> quantized latent [B, T, dim]."""
+    def decode(self, codes: Tensor, tables: list[Tensor], n_q: Tensor | None = None) -> Tensor:
+        """Indices [B, n_q, T] -> quantized latent [B, T, dim]; see `ResidualQuantizer.decode`."""
         z_q = self.units.decode(codes[:, :1], tables[:1])
         if codes.shape[1] == 1:
             return z_q
-        return z_q + self.acoustic.decode(codes[:, 1:], tables[1:])
+        if n_q is None:
+            return z_q + self.acoustic.decode(codes[:, 1:], tables[1:])
+        # An item of one level hears the units alone, not the bias of the other projection.
+        heard = (n_q > 1)[:, None, None]
+        return z_q + self.acoustic.decode(codes[:, 1:], tables[1:], n_q - 1) * heard
 
     def unit_vectors(self, z: Tensor) -> Tensor:
         """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""

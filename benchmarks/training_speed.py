@@ -24,13 +24,13 @@ from rich.table import Table
 
 from audiovq import AudioVQ, ModelConfig
 from audiovq.training.data import Corpus, CropDataset, read_manifest
-from audiovq.training.discriminator import (
-    Discriminator,
+from audiovq.training.discriminator import Discriminator
+from audiovq.training.losses import (
+    MelLoss,
     adversarial_loss,
     discriminator_loss,
     feature_loss,
 )
-from audiovq.training.losses import MelLoss
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -44,11 +44,11 @@ def export(
 
         model = AudioVQ.from_pretrained(source)
     elif onnx:
-        from audiovq.training.loop import run_model
+        from audiovq.training.export import run_model
 
         model = run_model(source, best=not newest)
     else:
-        from audiovq.training.loop import export as export_run
+        from audiovq.training.export import export as export_run
 
         model = export_run(source, out, best=not newest, overwrite=force)
     names = ["config.json", "model.safetensors"]

@@ -7,14 +7,8 @@ from torch import Tensor
 
 from audiovq import AudioVQ
 from audiovq.audio import load_audio
-from audiovq.training.discriminator import (
-    STFT_SIZES,
-    Discriminator,
-    StftDiscriminator,
-    adversarial_loss,
-    discriminator_loss,
-    feature_loss,
-)
+from audiovq.training.discriminator import STFT_SIZES, Discriminator, StftDiscriminator
+from audiovq.training.losses import adversarial_loss, discriminator_loss, feature_loss
 
 
 def outputs(score: float, activation: float = 1.0) -> list[list[Tensor]]:

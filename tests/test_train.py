@@ -18,24 +18,19 @@ from lightning_fabric import Fabric
 from tiny import EXAMPLES, TINY
 from typer.testing import CliRunner
 
+import audiovq.training.adversary
 import audiovq.training.loop
 import audiovq_cli
 from audiovq import AudioVQ, FileRefused
 from audiovq.audio import load_audio
 from audiovq.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from audiovq.training.loop import (
-    Generator,
-    Run,
-    blame,
-    dropout_levels,
-    export,
-    run_model,
-    train,
-    unit_losses,
-    validation_levels,
-)
-from audiovq.training.losses import MelLoss
+from audiovq.training.export import export, run_model
+from audiovq.training.generator import Generator, dropout_levels
+from audiovq.training.log import RunLog
+from audiovq.training.loop import Run, blame, train
+from audiovq.training.losses import MelLoss, unit_losses
 from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
+from audiovq.training.validate import validation_levels
 
 pytestmark = pytest.mark.filterwarnings(
     # Fabric's own, on every start; none of them is about what is done here.
@@ -181,8 +176,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
 ):
     """The losses are finite, and their gradients are not."""
     monkeypatch.setattr(MelLoss, "forward", spoil(MelLoss.forward, {4}, []))
-    critic = spoil(audiovq.training.loop.discriminator_loss, {1}, [])
-    monkeypatch.setattr("audiovq.training.loop.discriminator_loss", critic)
+    critic = spoil(audiovq.training.adversary.discriminator_loss, {1}, [])
+    monkeypatch.setattr("audiovq.training.adversary.discriminator_loss", critic)
     out = train(recipe, tmp_path / "one")
     assert any("step 4 is skipped: the gradient is not finite" in r.message for r in caplog.records)
     logs = [line for line in metrics(out) if "mel" in line]
@@ -215,7 +210,7 @@ def test_the_start_says_what_is_trained_and_the_first_steps_are_logged(
     settings = replace(recipe.train, steps=11, log_every=50, adversarial_from=99)
     out = train(replace(recipe, train=settings), tmp_path / "run")
     hours = sum(cut.duration for cut in CutSet.from_file(manifest)) / 3600
-    first = next(r.message for r in caplog.records if r.message.startswith("Training"))
+    first = next(r.message for r in caplog.records if " h of audio" in r.message)
     assert f"{hours:.2f} h of audio in 5 recordings" in first
     assert "0.0 M parameters on cpu, step 0 of 11" in first
     assert str(out) in first
@@ -314,10 +309,10 @@ def test_a_folder_is_a_run_only_with_resume(recipe, tmp_path):
 
 
 def test_a_disk_that_fills_up_is_one_sentence(recipe, tmp_path, monkeypatch):
-    def full(self, values):
+    def full(self, step, values):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Run, "_write_metrics", full)
+    monkeypatch.setattr(RunLog, "write_metrics", full)
     with pytest.raises(FileRefused, match=r"broke off: .*No space left .*--resume"):
         train(recipe, tmp_path / "run")
     (tmp_path / "file").touch()
@@ -371,6 +366,43 @@ def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speec
     settings = replace(settings, initial_model=str(tiny_folder))
     with pytest.raises(FileRefused, match="an export would round"):
         train(replace(recipe, train=settings), tmp_path / "other")
+
+
+def test_a_new_source_learns_from_codes_computed_once(recipe, tiny_folder, speech, tmp_path):
+    """The encoder does not run, the tokens stay, and a run that stops is the run that does not."""
+    pytest.importorskip("swift_f0")
+    before = AudioVQ.from_pretrained(tiny_folder).round_weights()
+    before.save_pretrained(tmp_path / "before")
+    settings = replace(
+        recipe.train,
+        learn="decoder",
+        initial_model=str(tmp_path / "before"),
+        adversarial_from=4,
+        steps=8,
+        checkpoint_every=4,
+        keep=9,
+    )
+    data = replace(recipe.data, cache_folder=str(tmp_path / "cache"), level_range_db=0.0)
+    model = replace(TINY, source_channels=8, source_blocks=1, pitch_channels=8, pitch_blocks=1)
+    mine = replace(recipe, model=model, data=data, train=settings)
+    out = train(mine, tmp_path / "run")
+    after = run_model(out)
+    assert after.fingerprint == before.fingerprint
+    assert torch.equal(after.encode(speech).indices, before.encode(speech).indices)
+    logged = metrics(out)[-1]
+    assert {"pitch", "adversarial", "feature", "adversarial_scale"} <= set(logged)
+    assert "commitment" not in logged
+    cut = tmp_path / "cut"
+    shutil.copytree(out, cut)
+    for path in cut.glob("checkpoint-00000008*"):
+        path.unlink()
+    train(mine, cut, resume=True)
+    for name, tensor in weights(out).items():
+        assert torch.equal(tensor, weights(cut)[name]), name
+    with pytest.raises(ValueError, match=r"data.cache_folder are those of the recordings as they"):
+        replace(mine, data=replace(data, level_range_db=6.0))
+    with pytest.raises(ValueError, match="name a folder for them"):
+        replace(mine, train=recipe.train, data=recipe.data)
 
 
 def test_a_run_goes_on_from_a_model(recipe, tiny_folder, tmp_path):
@@ -455,7 +487,7 @@ def test_export_overwrites_only_when_told(finished, tmp_path):
     assert facts["fingerprint"] == AudioVQ.from_pretrained(tmp_path / "model").fingerprint
     (tmp_path / "model" / "model.safetensors").write_text("mine")
     run = CliRunner().invoke(audiovq_cli.app, command)
-    assert run.exit_code == 1
+    assert run.exit_code == 3
     assert "exists; add --force" in run.output
     assert (tmp_path / "model" / "model.safetensors").read_text() == "mine"
     with pytest.raises(FileRefused, match="exists; add --force"):
@@ -481,7 +513,7 @@ def test_a_run_is_exported_as_graphs(finished, tmp_path, speech):
     codes = onnx.OnnxModel(out).encode(speech[0, 0].numpy())
     wanted = run_model(finished).encode(speech).indices[0].numpy()
     assert (codes == wanted).mean() > 0.99
-    assert CliRunner().invoke(audiovq_cli.app, command).exit_code == 1
+    assert CliRunner().invoke(audiovq_cli.app, command).exit_code == 3
     run = CliRunner().invoke(audiovq_cli.app, command[:-1])
     assert "holds encoder.onnx" in run.output
 
@@ -522,7 +554,7 @@ def test_the_learning_rate_rises_stays_and_falls(recipe, tmp_path):
     rates = []
     run = Run(changed, tmp_path / "run", Fabric(accelerator="cpu", devices=1))
     for _ in run.steps():
-        groups = (run.optimizer.param_groups[0], run.critic_optimizer.param_groups[0])
+        groups = (run.optimizer.param_groups[0], run.adversary.optimizer.param_groups[0])
         rates.append([group["lr"] for group in groups])
     factors = [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     wanted = (settings.learning_rate, settings.discriminator_learning_rate)
@@ -538,9 +570,9 @@ def test_items_train_with_fewer_levels(recipe, tmp_path, monkeypatch):
     assert not torch.equal(dropout_levels(recipe, 0, 0, 99), dropout_levels(recipe, 0, 1, 99))
     seen, original = [], Generator.forward
 
-    def forward(self, wav, n_q, quantize):
+    def forward(self, wav, n_q, quantize, codes=None):
         seen.append(n_q)
-        return original(self, wav, n_q, quantize)
+        return original(self, wav, n_q, quantize, codes)
 
     monkeypatch.setattr(Generator, "forward", forward)
     train(replace(recipe, train=replace(recipe.train, adversarial_from=99)), tmp_path / "run")
@@ -581,15 +613,16 @@ def test_discriminators_learn_once_their_stage_has_begun(recipe, tmp_path):
 
 
 def test_best_is_the_checkpoint_of_the_best_validation(recipe, manifest, tmp_path, monkeypatch):
-    noise = {4: 0.5, 6: 0.01, 8: 0.2, 10: 0.1}
-
-    def reconstruct(self, wav, n_q):
-        return wav + noise[self.step] * torch.randn(wav.shape)
-
-    monkeypatch.setattr(Run, "_reconstruct", reconstruct)
+    # Before there are codebooks it is perfect, and no model.
+    found = iter(
+        [
+            {"validation_mel_autoencoder": 0.0},
+            *({"validation_mel_n_q_4": mel} for mel in (0.5, 0.01, 0.2, 0.1)),
+        ]
+    )
+    monkeypatch.setattr("audiovq.training.loop.validate", lambda *_, **__: next(found))
     data = replace(recipe.data, validation=str(manifest), validation_clips=1)
     settings = replace(recipe.train, validate_every=2, autoencoder_steps=3, adversarial_from=99)
-    noise[2] = 0.0  # before there are codebooks: perfect, and no model
     out = train(replace(recipe, data=data, train=settings), tmp_path / "run")
     assert load_checkpoint(out / "best.safetensors")[1]["step"] == 6
 
@@ -651,7 +684,7 @@ def test_two_ranks_agree_with_one(manifest, tiny_folder, tmp_path):
         capture_output=True,
         text=True,
     )
-    dataset = audiovq.training.loop._dataset(small(str(manifest)))
+    dataset = audiovq.training.loop.make_dataset(small(str(manifest)), None, None)
     names = ", ".join(dataset[index]["id"] for index in (2, 3))  # the second half of the batch
     alarm = f"step 0 is skipped: mel, mel_short is not finite; its recordings are {names}."
     assert alarm in done.stderr, done.stderr

@@ -139,7 +139,10 @@ class CropDataset(Dataset):
 
     With `teacher_folder`, `teacher` float32 [T, D] are the features of `<id>.npy` there, one row a
     frame, and `has_teacher` says whether there were any. With `labels_folder`, `labels` int64 [T]
-    are those of `<id>.npy`, -1 where there are none.
+    are those of `<id>.npy`, -1 where there are none. With `tokens_folder`, `tokens` int64
+    [n_codebooks, T] are the codes of `<id>.npy` [frames, n_codebooks], and a recording without them
+    is not drawn; with `pitch_folder`, `pitch` float32 [T] is the fundamental in Hz at the end of
+    each frame, 0 where there is none.
     In place of a recording that cannot be read another one is drawn; `skipped` lists the reasons,
     one sentence for each such recording, so that they reach the process that trains.
     """
@@ -158,6 +161,9 @@ class CropDataset(Dataset):
         teacher_dim: int = 0,
         labels_folder: str = "",
         n_labels: int | None = None,
+        tokens_folder: str = "",
+        n_codebooks: int = 0,
+        pitch_folder: str = "",
     ) -> None:
         self.corpora = corpora
         weights = np.array([corpus.weight for corpus in corpora], dtype=np.float64)
@@ -175,6 +181,8 @@ class CropDataset(Dataset):
         self.teacher_dim = teacher_dim
         self.labels_folder = labels_folder
         self.n_labels = n_labels
+        self.tokens_folder, self.n_codebooks = tokens_folder, n_codebooks
+        self.pitch_folder = pitch_folder
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, index])
@@ -225,6 +233,16 @@ class CropDataset(Dataset):
                 labels = np.full(self.crop_frames, NO_LABEL)
             self._check_labels(labels, cut.id)
             item["labels"] = torch.from_numpy(labels.astype(np.int64))
+        if self.tokens_folder:
+            tokens = _read_rows(self.tokens_folder, cut.id, rows, (self.n_codebooks,))
+            if tokens is None:
+                raise FileRefused(f"{cut.path} has no codes in {self.tokens_folder}.")
+            item["tokens"] = torch.from_numpy(tokens.T.astype(np.int64))
+        if self.pitch_folder:
+            pitch = _read_rows(self.pitch_folder, cut.id, rows, ())
+            if pitch is None:
+                pitch = np.zeros(self.crop_frames)
+            item["pitch"] = torch.from_numpy((pitch * speed).astype(np.float32))
         return item
 
     def _check_labels(self, labels: np.ndarray, name: str) -> None:

@@ -73,27 +73,3 @@ class Discriminator(nn.Module):
 
     def forward(self, wav: Tensor) -> list[list[Tensor]]:
         return [stft(wav) for stft in self.stfts]
-
-
-def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
-    """Hinge loss (Lim and Ye 2017), the mean over the sub-discriminators."""
-    losses = [
-        F.relu(1 - r[-1].float()).mean() + F.relu(1 + f[-1].float()).mean()
-        for r, f in zip(real, fake)
-    ]
-    return torch.stack(losses).mean()
-
-
-def adversarial_loss(fake: list[list[Tensor]]) -> Tensor:
-    """What the generator minimises to be taken for real, the mean over the sub-discriminators."""
-    return torch.stack([-f[-1].float().mean() for f in fake]).mean()
-
-
-def feature_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
-    """Feature matching (Kumar et al. 2019), each layer relative to its mean activation."""
-    losses = [
-        F.l1_loss(b.float(), a.float()) / a.float().abs().mean().clamp(min=1e-3)
-        for r, f in zip(real, fake)
-        for a, b in zip(r[:-1], f[:-1])
-    ]
-    return torch.stack(losses).mean()

@@ -1,23 +1,21 @@
 """Training: one loop, on Lightning Fabric, from a recipe to a run's folder.
 
 The run goes through three stages. First encoder and decoder learn as an autoencoder, then all
-codebooks start from k-means of the latent and learn along, and last the discriminators join. All
-randomness and the position in the data are functions of the step, so that a run which stops and
-resumes is the run that did not stop.
+codebooks start from k-means of the latent and learn along, and last the discriminators join. Or
+the decoder learns alone, from codes that were computed once. All randomness and the position in the
+data are functions of the step, so that a run which stops and resumes is the run that did not stop.
 """
 
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
@@ -28,13 +26,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from audiovq.config import ModelConfig
-from audiovq.files import FileRefused, refuse_existing
-from audiovq.health import COLLAPSED, codebook_health
-from audiovq.model import CONFIG_FILE, WEIGHTS_FILE, AudioVQ
+from audiovq.files import FileRefused
+from audiovq.model import AudioVQ
+from audiovq.training.adversary import Adversary
+from audiovq.training.cache import codes_folder, fill_codes, fill_pitch, pitch_folder
 from audiovq.training.checkpoint import (
     BEST,
     Checkpoint,
@@ -43,36 +41,20 @@ from audiovq.training.checkpoint import (
     newest_checkpoint,
     optimizer_tensors,
     prune_checkpoints,
-    read_checkpoint,
-    read_newest,
     save_checkpoint,
     set_aside,
 )
-from audiovq.training.data import (
-    NO_LABEL,
-    Corpus,
-    CropDataset,
-    StepBatches,
-    read_crop,
-    read_manifest,
-)
-from audiovq.training.discriminator import (
-    Discriminator,
-    adversarial_loss,
-    discriminator_loss,
-    feature_loss,
-)
+from audiovq.training.data import Corpus, CropDataset, StepBatches, read_manifest
+from audiovq.training.generator import Generator, dropout_levels
 from audiovq.training.hardware import choose_precision, choose_threads, describe
 from audiovq.training.interrupt import TrainingStopped, leave_to_parent, stop_wish
-from audiovq.training.losses import SHORT_SCALES, MelLoss
+from audiovq.training.log import RunLog
+from audiovq.training.losses import MelLoss, pitch_loss, sound_losses, unit_losses
+from audiovq.training.optimizers import all_finite, clip_gradients, make_optimizer, schedule
 from audiovq.training.recipe import Recipe
-from audiovq.training.run_files import (
-    METRICS_FILE,
-    cut_metrics,
-    differences,
-    save_recipe,
-    saved_recipe,
-)
+from audiovq.training.run_files import cut_metrics, save_recipe
+from audiovq.training.start import find_start, initial_model
+from audiovq.training.validate import validate, validation_clips
 
 logger = logging.getLogger("audiovq.train")
 T = TypeVar("T")
@@ -81,69 +63,8 @@ START_CROPS = 240
 """Crops whose latents the k-means starts see."""
 MAX_BAD_STEPS = 5
 """Steps in a row with losses that are not finite, after which a run stops."""
-VALIDATION_SECONDS = 12.0
-"""Longest part of a validation recording that is used."""
-CRITIC_CLIP_NORM = 10.0
-"""Gradients of the discriminators are scaled down to this norm."""
-MIN_WAIT_STEPS = 20
-"""Steps over which waiting for data is judged."""
 FIRST_LOGS = (1, 2, 5, 10, 20)
 """Steps that are logged besides every `train.log_every`: a start is soon seen to go well."""
-
-
-class Generator(nn.Module):
-    """The model and the heads that only training needs."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.model = AudioVQ(recipe.model, dict(recipe.card))
-        dim = recipe.model.codebook_dim
-        self.teacher_head = None
-        if recipe.data.teacher_folder:
-            self.teacher_head = nn.Sequential(
-                nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, recipe.data.teacher_dim)
-            )
-        self.label_head = (
-            nn.Linear(dim, recipe.data.n_labels) if recipe.data.labels_folder else None
-        )
-
-    def forward(self, wav: Tensor, n_q: Tensor, quantize: bool) -> dict[str, Any]:
-        output = self.model(wav, n_q, quantize=quantize)
-        result: dict[str, Any] = {"wav": output.wav, "units": output.units}
-        if output.quantized is not None:
-            result |= {
-                "codes": output.quantized.codes,
-                "commitment": output.quantized.commitment,
-                "codebook": output.quantized.codebook_loss,
-                "resets": output.quantized.resets,
-            }
-        if self.teacher_head is not None:
-            result["teacher"] = self.teacher_head(output.units)
-        if self.label_head is not None:
-            result["labels"] = self.label_head(output.units)
-        return result
-
-
-@dataclass
-class Window:
-    """What happened since the last log line."""
-
-    losses: dict[str, list[float]]
-    counts: Tensor
-    resets: Tensor
-    started: float
-    first_step: int
-    waited: float = 0.0
-    skipped: int = 0
-    """Steps that changed nothing, because a loss or gradient was not finite."""
-    skipped_critic: int = 0
-    """The same of the discriminators."""
-
-    @classmethod
-    def empty(cls, config: ModelConfig, step: int) -> "Window":
-        """A window that starts now, with `step`."""
-        counts = torch.zeros(config.n_codebooks, config.codebook_size)
-        return cls({}, counts, torch.zeros(config.n_codebooks), time.perf_counter(), step)
 
 
 def train(
@@ -168,7 +89,7 @@ def train(
     longer finite.
     """
     out = Path(out)
-    start = _find_start(recipe, out, resume=resume, accept_changes=accept_changes)
+    start = find_start(recipe, out, resume=resume, accept_changes=accept_changes)
     settings = recipe.train
     precision = choose_precision(settings.precision, settings.accelerator)
     threads = choose_threads(settings.threads, settings.devices)
@@ -204,50 +125,6 @@ def train(
     return out
 
 
-def _find_start(
-    recipe: Recipe, out: Path, *, resume: bool, accept_changes: bool
-) -> Checkpoint | None:
-    """The checkpoint to go on from, or None to begin; raises `FileRefused`."""
-    if out.exists() and not out.is_dir():
-        raise FileRefused(f"{out} is a file; name a folder for the run.")
-    if not resume:
-        if newest_checkpoint(out):
-            raise FileRefused(f"{out} holds a run already; add --resume or name another folder.")
-        return None
-    start = read_newest(out)
-    if start is None:
-        raise FileRefused(f"{out} holds no checkpoint to go on from; leave out --resume to begin.")
-    _refuse_other_model(start, recipe)
-    saved = saved_recipe(out)
-    changed = [] if saved is None else differences(saved, recipe)
-    grave = [str(change) for change in changed if not change.harmless]
-    if grave and not accept_changes:
-        raise FileRefused(
-            f"{out} had another recipe: {'; '.join(grave)}; leave out what differs, or "
-            "add --accept-changes to go on with it."
-        )
-    for change in changed:
-        logger.info("Changed: %s.", change)
-    return start
-
-
-def _refuse_other_model(start: Checkpoint, recipe: Recipe) -> None:
-    """Raise `FileRefused` when no flag can make a run go on with a recipe."""
-    try:
-        same = ModelConfig.from_dict(start.values["config"]) == recipe.model
-    except (TypeError, ValueError):
-        same = False
-    if not same:
-        raise FileRefused(f"{start.path} is of another model than the recipe's; use another --out.")
-    learn = start.values.get("learn", "all")  # older checkpoints do not say
-    if learn != recipe.train.learn:
-        raise FileRefused(
-            f'{start.path} is of a run with train.learn = "{learn}", and the recipe says '
-            f'"{recipe.train.learn}"; export it, name that model as train.initial_model, '
-            "and use another --out."
-        )
-
-
 class Run:
     """A training under way: everything that a checkpoint holds, and the loop."""
 
@@ -260,33 +137,31 @@ class Run:
         self.step = 0
         self.best = math.inf
         self.quantize = False
-        generator, discriminator = Generator(recipe), Discriminator()
+        generator = Generator(recipe)
         if settings.initial_model and start is None:
             self.quantize = True
-            generator.model.load_state_dict(_initial_model(recipe).state_dict())
+            generator.model.load_state_dict(initial_model(recipe).state_dict())
         if settings.learn == "decoder":
             for name, parameter in generator.model.named_parameters():
                 parameter.requires_grad_(not AudioVQ.decides_tokens(name))
         generator.model.encoder.unit_gradient = recipe.loss.unit_gradient
-        self.module, self.critic = generator, discriminator
+        self.module = generator
         self.generator, self.optimizer = fabric.setup(
-            generator, _optimizer(generator, settings.learning_rate)
+            generator, make_optimizer(generator, settings.learning_rate)
         )
-        self.discriminator, self.critic_optimizer = fabric.setup(
-            discriminator, _optimizer(discriminator, settings.discriminator_learning_rate)
-        )
+        self.adversary = Adversary(recipe, fabric)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
-        self.dataset = _dataset(recipe)
-        self.validation = _validation_clips(recipe)
         self.bad_steps = 0
         self.saved_step = -1
-        self.skipped: set[str] = set()
         if start is not None:
             self._load(start)
-        self.window = Window.empty(recipe.model, self.step)
+        self.log = RunLog(recipe, out, fabric, self.step)
         self._open_folder()
-        self.writer = self._tensorboard()
+        if start is not None:
+            self._say_resumed(start)
+        self.dataset = make_dataset(recipe, self.model, fabric)
+        self.validation = validation_clips(recipe)
 
     @property
     def model(self) -> AudioVQ:
@@ -296,7 +171,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Train from the current step to the last one; yield the number of steps done."""
         settings = self.recipe.train
-        self._say(self._start_line())
+        self.log.say(self._start_line())
         self._train_mode()
         batches = self._batches()
         while self.step < settings.steps:
@@ -304,13 +179,13 @@ class Run:
                 self._start_quantizer()
             waiting = time.perf_counter()
             batch = _next_batch(batches)
-            self.window.waited += time.perf_counter() - waiting
-            self._note_skipped(batch.pop("skipped"))
+            self.log.window.waited += time.perf_counter() - waiting
+            self.log.note_unreadable(batch.pop("skipped"))
             self._train_step(batch)
             self.step += 1
             last = self.step == settings.steps
             if self.step % settings.log_every == 0 or self.step in FIRST_LOGS or last:
-                self._log()
+                self.log.write_window(self.step)
             if self.step % settings.validate_every == 0 or last:
                 self._validate()
             if self.step % settings.checkpoint_every == 0 or last:
@@ -326,7 +201,7 @@ class Run:
         if self.saved_step != self.step:
             self._save()
         line = f"Stopped at step {self.step}; audiovq train {self.out} --resume goes on from there."
-        self._say(line)
+        self.log.say(line)
         raise TrainingStopped(line, signum)
 
     def _open_folder(self) -> None:
@@ -353,78 +228,74 @@ class Run:
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step
         torch.manual_seed(_step_seed(recipe.train.seed, step))  # the same on every rank
-        factor = _schedule(recipe, step)
-        for optimizer, rate in (
-            (self.optimizer, recipe.train.learning_rate),
-            (self.critic_optimizer, recipe.train.discriminator_learning_rate),
-        ):
-            optimizer.param_groups[0]["lr"] = rate * factor
+        self._set_learning_rates(schedule(recipe, step))
         batch = self.fabric.to_device(batch)
-        wav = batch["wav"]
         levels = self.fabric.to_device(
-            dropout_levels(recipe, step, self.fabric.global_rank, len(wav))
+            dropout_levels(recipe, step, self.fabric.global_rank, len(batch["wav"]))
         )
-        output = self.generator(wav, levels, self.quantize)
-        distances = self.mel_loss(output["wav"], wav)
-        losses = {
-            "mel": distances.sum(),
-            "mel_short": distances[:SHORT_SCALES].sum(),
-            "waveform": F.l1_loss(output["wav"].float(), wav),
-            **unit_losses(output, batch, recipe.loss.unit_shift),
-        }
-        if self.quantize:
-            losses["commitment"] = output["commitment"].mean()
-        weights = asdict(recipe.loss)
-        if step >= recipe.train.adversarial_from:
-            heard = slice(recipe.train.adversarial_items)
-            losses |= self._adversarial_step(wav[heard], output["wav"][heard])
-        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        if self.quantize:
-            total = total + output["codebook"]
-        if not self._finite(total):
-            self._skip(batch, losses)
+        output = self.generator(batch["wav"], levels, self.quantize, batch.get("tokens"))
+        losses, gradient = self._judge_sound(output["wav"], batch["wav"])
+        other = unit_losses(output, batch, recipe.loss.unit_shift)
+        if "pitch" in output:
+            other["pitch"] = pitch_loss(output["pitch"], batch["pitch"])
+        if "commitment" in output:
+            other["commitment"] = output["commitment"].mean()
+        total = (output["wav"] * gradient).sum() + self._weighted(other)
+        total = total + output.get("codebook", 0.0)
+        losses |= other
+        if not all_finite(self.fabric, total, gradient, *losses.values()):
+            bad = not all(torch.isfinite(loss).all() for loss in losses.values())
+            self._skip(batch, losses if bad else {"the gradient": gradient})
             return
         self.fabric.backward(total)
-        norm = self._clip(self.generator, self.optimizer, recipe.train.clip_norm)
-        if not self._finite(norm):
+        norm = clip_gradients(self.fabric, self.generator, self.optimizer, recipe.train.clip_norm)
+        if not all_finite(self.fabric, norm):
             self._skip(batch, {"the gradient": norm})
             return
         self.bad_steps = 0
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._update_ema()
-        self._record(losses | {"gradient_norm": norm}, output)
+        self.log.record(losses | {"gradient_norm": norm}, output)
 
-    def _adversarial_step(self, wav: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """Train the discriminators, then let them judge the generator's output."""
-        loss = discriminator_loss(self.discriminator(wav), self.discriminator(fake.detach()))
-        good = self._finite(loss)
-        if good:
-            self.fabric.backward(loss)
-            norm = self._clip(self.discriminator, self.critic_optimizer, CRITIC_CLIP_NORM)
-            good = self._finite(norm)
-        if good:
-            self.critic_optimizer.step()
+    def _judge_sound(self, wav: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of decoded sound [B, 1, N], and their weighted gradient there.
+
+        The way from there to the weights is the same for all of them and is gone once.
+        """
+        leaf = wav.detach().float().requires_grad_()
+        losses = sound_losses(leaf, target, self.mel_loss)
+        (gradient,) = torch.autograd.grad(self._weighted(losses), leaf)
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        if self.step < self.recipe.train.adversarial_from:
+            return losses, gradient
+        heard = slice(self.recipe.train.adversarial_items)
+        judged = self.adversary.step(target[heard], leaf[heard], gradient[heard])
+        for name, loss in judged.losses.items():
+            self.log.window.note(name, loss)
+        if judged.gradient is None:
+            self.log.window.skipped_critic += 1
         else:
-            self.window.skipped_critic += 1
-        self.critic_optimizer.zero_grad()
-        self._note("discriminator", loss)
-        # The module itself, not its wrapper: no gradient of these passes is for the discriminators.
-        self.critic.requires_grad_(False)
-        with self.fabric.autocast():
-            with torch.no_grad():
-                real = self.critic(wav)
-            judged = self.critic(fake)
-        self.critic.requires_grad_(True)
-        return {"adversarial": adversarial_loss(judged), "feature": feature_loss(real, judged)}
+            gradient[heard] += judged.gradient
+        return losses, gradient
 
-    def _clip(self, module: Any, optimizer: Any, max_norm: float) -> Tensor:
-        """Scale gradients down to a norm; returns the norm they had, which may not be finite."""
-        norm = self.fabric.clip_gradients(
-            module, optimizer, max_norm=max_norm, error_if_nonfinite=False
-        )
-        assert norm is not None
-        return norm
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """The sum of losses by the weights of their names in `loss`."""
+        weights = asdict(self.recipe.loss)
+        terms = [weights[name] * loss for name, loss in losses.items()]
+        return torch.stack(terms).sum() if terms else torch.zeros((), device=self.fabric.device)
+
+    def _optimizers(self) -> dict[str, Any]:
+        """By their names in checkpoints."""
+        return {"optimizer": self.optimizer, "critic_optimizer": self.adversary.optimizer}
+
+    def _set_learning_rates(self, factor: float) -> None:
+        settings = self.recipe.train
+        for optimizer, rate in (
+            (self.optimizer, settings.learning_rate),
+            (self.adversary.optimizer, settings.discriminator_learning_rate),
+        ):
+            optimizer.param_groups[0]["lr"] = rate * factor
 
     def _start_quantizer(self) -> None:
         """k-means starts of all codebooks, from crops that the run will not see again."""
@@ -438,7 +309,7 @@ class Run:
                 latents.append(self.model.latent(wav[None]))
         self.model.quantizer.start(torch.cat(latents, dim=1))
         self.quantize = True
-        self._say("The quantizer is on: every codebook started from k-means.")
+        self.log.say("The quantizer is on: every codebook started from k-means.")
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """This rank's batches from the current step to the last one."""
@@ -464,20 +335,15 @@ class Run:
         parameters = [p.detach() for p in self.model.parameters()]
         torch._foreach_lerp_(averages, parameters, 1 - decay)
 
-    def _finite(self, loss: Tensor) -> bool:
-        """Whether a loss is finite on every rank."""
-        good = torch.isfinite(loss.detach()).float()
-        return bool(self.fabric.all_reduce(good, reduce_op="mean") == 1.0)
-
     def _skip(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
-        bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        bad = [name for name, loss in losses.items() if not torch.isfinite(loss).all()]
         names, recordings = blame(self._gather((bad, batch["id"])))
-        self._alarm(
+        self.log.alarm(
             f"step {self.step} is skipped: {', '.join(names) or 'a loss'} is not finite; "
             f"its recordings are {', '.join(recordings)}."
         )
         self.optimizer.zero_grad()
-        self.window.skipped += 1
+        self.log.window.skipped += 1
         self.bad_steps += 1
         if self.bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
@@ -492,80 +358,6 @@ class Run:
             torch.distributed.all_gather_object(items, item)
         return items
 
-    def _note_skipped(self, reasons: list[str]) -> None:
-        """List each recording that could not be read once, on the rank that drew it."""
-        for reason in sorted(set(reasons) - self.skipped):
-            logger.warning("Skipped: %s", reason)
-        self.skipped |= set(reasons)
-
-    def _note(self, name: str, value: Tensor) -> None:
-        self.window.losses.setdefault(name, []).append(float(value.detach()))
-
-    def _record(self, losses: dict[str, Tensor], output: dict[str, Any]) -> None:
-        for name, loss in losses.items():
-            self._note(name, loss)
-        if self.quantize:
-            for level, codes in enumerate(output["codes"].unbind(1)):
-                size = self.recipe.model.codebook_size
-                self.window.counts[level] += torch.bincount(codes.flatten().cpu(), minlength=size)
-                self._note(f"commitment_{level}", output["commitment"][level])
-            self.window.resets += output["resets"]
-
-    def _log(self) -> None:
-        recipe, window = self.recipe, self.window
-        self.window = Window.empty(recipe.model, self.step)
-        counts = torch.as_tensor(self.fabric.all_reduce(window.counts, reduce_op="sum"))
-        elapsed = time.perf_counter() - window.started
-        n_steps = len(window.losses.get("mel", []))
-        seconds = recipe.data.batch_size * recipe.data.crop_seconds * n_steps
-        values: dict[str, Any] = {
-            name: float(np.mean(losses)) for name, losses in window.losses.items()
-        }
-        values |= {
-            "learning_rate": recipe.train.learning_rate * _schedule(recipe, self.step),
-            "audio_seconds_per_second": seconds / elapsed,
-            "data_wait_share": window.waited / elapsed,
-            "skipped_steps": window.skipped,
-        }
-        if self.step > recipe.train.adversarial_from:
-            values["skipped_critic_steps"] = window.skipped_critic
-        health = []
-        if self.quantize:
-            health = [codebook_health(level) for level in counts.cpu().numpy()]
-            values["perplexity"] = [round(level.perplexity, 1) for level in health]
-            values["active"] = [level.active for level in health]
-            values["resets"] = [int(n) for n in window.resets]
-        self._write_metrics(values)
-        passed = self.step - window.first_step
-        left = (recipe.train.steps - self.step) * elapsed / max(1, passed)
-        line = " ".join(
-            f"{name} {values[name]:.3f}"
-            for name in ("mel", "waveform", "teacher", "labels", "adversarial", "feature")
-            if name in values
-        )
-        if health:
-            line += " perplexity " + "/".join(f"{level.perplexity:.0f}" for level in health)
-        self._say(
-            f"step {self.step}/{recipe.train.steps} {line} | "
-            f"{values['audio_seconds_per_second']:.1f} s/s, {left / 60:.0f} min left"
-        )
-        for level, state in enumerate(health):
-            if state.active_share <= COLLAPSED and state.n_frames >= 4 * state.size:
-                self._alarm(
-                    f"codebook {level} has collapsed: {state.active} of {state.size} codes "
-                    f"are used."
-                )
-        # The first steps wait for the processes that read to begin.
-        judged = passed >= min(MIN_WAIT_STEPS, recipe.train.log_every)
-        if values["data_wait_share"] > 0.2 and judged:
-            self._alarm(
-                f"{values['data_wait_share']:.0%} of the time goes to waiting for data; "
-                "raise data.workers or put the recordings on a faster disk."
-            )
-        if self.skipped:
-            self._say(f"{len(self.skipped)} recordings could not be read and were skipped.")
-
-    @torch.no_grad()
     def _validate(self) -> None:
         """Quality on the validation recordings, with the averaged weights."""
         if not self.validation or not self.fabric.is_global_zero:
@@ -573,40 +365,32 @@ class Run:
         raw = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self._set_weights(self.ema)
         self.model.eval()
-        n_codebooks = self.recipe.model.n_codebooks
-        levels = validation_levels(n_codebooks) if self.quantize else [0]
-        values: dict[str, float] = {}
-        for n_q in levels:
-            mels, stois = [], []
-            for index, wav in enumerate(self.validation):
-                wav = self.fabric.to_device(wav)
-                decoded = self._reconstruct(wav, n_q)
-                mels.append(float(self.mel_loss(decoded, wav).sum()))
-                stois.append(_stoi(wav, decoded, self.recipe.model.sample_rate))
-                if self.writer is not None and index < 4:
-                    self._write_sample(f"clip {index}/n_q {n_q}", decoded)
-            name = f"n_q_{n_q}" if n_q else "autoencoder"
-            values[f"validation_mel_{name}"] = float(np.mean(mels))
-            if not any(math.isnan(value) for value in stois):
-                values[f"validation_stoi_{name}"] = float(np.mean(stois))
+
+        def keep_sample(index: int, n_q: int, decoded: Tensor) -> None:
+            if index < 4:
+                mel = self.mel_loss.log_mels(decoded)[-2][0]
+                self.log.write_sample(f"clip {index}/n_q {n_q}", decoded, mel, self.step)
+
+        values = validate(
+            self.model,
+            self.validation,
+            self.mel_loss,
+            quantize=self.quantize,
+            on_decoded=keep_sample,
+        )
         self._set_weights(raw)
         self._train_mode()
-        self._write_metrics(values)
-        self._say(
+        self.log.write_metrics(self.step, values)
+        self.log.say(
             f"step {self.step} validation: "
             + ", ".join(f"{k.removeprefix('validation_')} {v:.3f}" for k, v in values.items())
         )
-        score = values.get(f"validation_mel_n_q_{n_codebooks}", math.inf)
+        score = values.get(f"validation_mel_n_q_{self.recipe.model.n_codebooks}", math.inf)
         if score < self.best:
             self.best = score
             self._write_checkpoint(self.out / BEST)
 
-    def _reconstruct(self, wav: Tensor, n_q: int) -> Tensor:
-        if n_q:
-            return self.model.decode(self.model.encode(wav, n_q))
-        padded = F.pad(wav, (0, -wav.shape[2] % self.recipe.model.hop_length))
-        return self.model(padded, quantize=False).wav[:, :, : wav.shape[2]]
-
+    @torch.no_grad()
     def _set_weights(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
             parameter.copy_(weights[name])  # not .data: streams must see that it changed
@@ -623,10 +407,10 @@ class Run:
             f"generator.{name}": p for name, p in self.module.named_parameters()
         }
         tensors |= {f"generator.{name}": b for name, b in self.module.named_buffers()}
-        tensors |= {f"discriminator.{n}": p for n, p in self.critic.named_parameters()}
+        tensors |= {f"discriminator.{n}": p for n, p in self.adversary.module.named_parameters()}
         tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
-        tensors |= optimizer_tensors("optimizer", self.optimizer)
-        tensors |= optimizer_tensors("critic_optimizer", self.critic_optimizer)
+        for name, optimizer in self._optimizers().items():
+            tensors |= optimizer_tensors(name, optimizer)
         values = {
             "step": self.step,
             "best": self.best,
@@ -634,209 +418,32 @@ class Run:
             "learn": self.recipe.train.learn,
             "config": asdict(self.recipe.model),
             "card": self.recipe.card,
+            "adversarial_norms": self.adversary.norms,
         }
         save_checkpoint(path, tensors, values)
 
     def _load(self, start: Checkpoint) -> None:
         named = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         wanted = {f"generator.{name}": tensor for name, tensor in named.items()}
-        wanted |= {f"discriminator.{name}": p for name, p in self.critic.named_parameters()}
+        critic = self.adversary.module
+        wanted |= {f"discriminator.{name}": p for name, p in critic.named_parameters()}
         wanted |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
         for name, tensor in matching(start.path, start.tensors, wanted).items():
             wanted[name].data = tensor.to(wanted[name].device)  # the reservoir's size may differ
-        load_optimizer_tensors("optimizer", self.optimizer, start.tensors, start.path)
-        load_optimizer_tensors("critic_optimizer", self.critic_optimizer, start.tensors, start.path)
+        for name, optimizer in self._optimizers().items():
+            load_optimizer_tensors(name, optimizer, start.tensors, start.path)
         values = start.values
         self.step, self.best, self.quantize = values["step"], values["best"], values["quantize"]
+        self.adversary.norms = values.get("adversarial_norms", [])  # older ones have none
         self.saved_step = self.step
+
+    def _say_resumed(self, start: Checkpoint) -> None:
         self.fabric.barrier()  # every rank has read before anything is renamed
         if self.fabric.is_global_zero:
             set_aside(start.damaged)
         for path in start.damaged:
-            self._alarm(f"{path} is damaged; the run goes on from the one before it.")
-        self._say(f"Resumed from {start.path} at step {self.step}.")
-
-    def _tensorboard(self) -> Any:
-        if not self.fabric.is_global_zero:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(
-            self.out / "tensorboard", purge_step=self.step + 1 if self.step else None
-        )
-
-    def _write_metrics(self, values: dict[str, Any]) -> None:
-        if not self.fabric.is_global_zero:
-            return
-        with (self.out / METRICS_FILE).open("a") as file:
-            file.write(json.dumps({"step": self.step, "time": time.time(), **values}) + "\n")
-        if self.writer is None:
-            return
-        for name, value in values.items():
-            for level, part in enumerate(value if isinstance(value, list) else [value]):
-                tag = f"{name}/{level}" if isinstance(value, list) else name
-                self.writer.add_scalar(tag, part, self.step)
-
-    def _write_sample(self, tag: str, wav: Tensor) -> None:
-        rate = self.recipe.model.sample_rate
-        self.writer.add_audio(tag, wav[0].clamp(-1, 1).cpu(), self.step, sample_rate=rate)
-        spectrogram = self.mel_loss.log_mels(wav)[-2][0].flip(0)  # [bands, frames]
-        low, high = spectrogram.min(), spectrogram.max()
-        self.writer.add_image(tag, ((spectrogram - low) / (high - low))[None].cpu(), self.step)
-
-    def _say(self, line: str) -> None:
-        if self.fabric.is_global_zero:
-            logger.info(line)
-
-    def _alarm(self, line: str) -> None:
-        if self.fabric.is_global_zero:
-            logger.warning(f"ALARM: {line}")
-
-
-def run_model(run: str | Path, *, best: bool = True) -> AudioVQ:
-    """The model of a run's checkpoint: averaged weights, rounded to float16.
-
-    best: the checkpoint with the best validation when there is one, or else the newest.
-    Raises `FileRefused` when the run has no checkpoint, its quantizer is not on yet, or it holds
-    weights that float16 does not.
-    """
-    run = Path(run)
-    if best and (run / BEST).is_file():
-        found: Checkpoint | None = read_checkpoint(run / BEST)
-    else:
-        found = read_newest(run)
-    if found is None:
-        raise FileRefused(f"{run} holds no checkpoint; train it first.")
-    for damaged in found.damaged:
-        logger.warning(f"{damaged} is damaged; {found.path} is taken instead.")
-    path, tensors, values = found.path, found.tensors, found.values
-    if not values["quantize"]:
-        raise FileRefused(f"{path} is from before the quantizer was on; train on.")
-    try:
-        model = AudioVQ(ModelConfig.from_dict(values["config"]), dict(values["card"]))
-    except (TypeError, ValueError) as error:
-        raise FileRefused(f"{path} is of a model that is not possible: {error}") from error
-    averaged = dict(model.named_parameters())
-    sources = {
-        name: f"ema.{name}" if name in averaged else f"generator.model.{name}"
-        for name in model.state_dict()
-    }
-    wanted = {sources[name]: tensor for name, tensor in model.state_dict().items()}
-    weights = matching(path, tensors, wanted)
-    for name, source in sources.items():
-        tensor = weights[source].half() if name in averaged else weights[source]
-        if not torch.isfinite(tensor).all():
-            raise FileRefused(
-                f"{path} has weights in {name} that are not finite or beyond float16's 65504; "
-                "export another checkpoint (--newest), or train again with a lower "
-                "train.learning_rate."
-            )
-    model.load_state_dict({name: weights[source] for name, source in sources.items()})
-    model.card["steps"] = values["step"]
-    return model.eval().round_weights()
-
-
-def export(
-    run: str | Path, folder: str | Path, *, best: bool = True, overwrite: bool = False
-) -> AudioVQ:
-    """Turn a run's checkpoint into a model folder; see `run_model`.
-
-    Raises `FileRefused` as it does, and when the folder holds a model and `overwrite` is false.
-    """
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        refuse_existing(Path(folder) / name, overwrite=overwrite)
-    model = run_model(run, best=best)
-    model.save_pretrained(folder, overwrite=overwrite)
-    return model
-
-
-def _initial_model(recipe: Recipe) -> AudioVQ:
-    """The model to go on from, grown to the recipe's `model.unit_blocks` and `spectrum_size`."""
-    name = recipe.train.initial_model
-    model = AudioVQ.from_pretrained(name)
-    only_decoder = recipe.train.learn == "decoder"
-    growth: dict[str, Any] = {
-        size: getattr(recipe.model, size)
-        for size in ("unit_blocks", "spectrum_size")
-        if getattr(recipe.model, size) and not getattr(model.config, size) and not only_decoder
-    }
-    no_growth: dict[str, Any] = dict.fromkeys(growth, 0)
-    expected = replace(recipe.model, **no_growth)
-    if model.config != expected:
-        wanted, found = asdict(expected), asdict(model.config)
-        wrong = "; ".join(
-            f"{key} is {found[key]} in the model and {wanted[key]} in the recipe"
-            for key in found
-            if found[key] != wanted[key]
-        )
-        raise FileRefused(
-            f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's."
-        )
-    if only_decoder and not all(
-        torch.equal(parameter, parameter.half().float())
-        for tensor, parameter in model.named_parameters()
-        if model.decides_tokens(tensor)
-    ):
-        raise FileRefused(
-            f"{name} has weights that an export would round, which would change its tokens; name "
-            "a model that `audiovq export` wrote."
-        )
-    return model.grown(**growth) if growth else model
-
-
-def _optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=(0.8, 0.99), weight_decay=0.01, fused=True
-    )
-
-
-def _schedule(recipe: Recipe, step: int) -> float:
-    """Factor of the learning rates: up at the start, level, down to 0 at the end."""
-    settings = recipe.train
-    n_decay = max(1, round(settings.decay_share * settings.steps))
-    rise = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    return rise * min(1.0, (settings.steps - step) / n_decay)
-
-
-def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> dict[str, Tensor]:
-    """What makes units phoneme-like; unit t is compared with teacher frame t - shift.
-
-    output: `teacher` [B, T, D] and `labels` [B, T, n_labels], what the heads on the units say, each
-    if there is such a head. batch: `teacher` [B, T, D] with `has_teacher` [B], `labels` [B, T].
-    """
-    losses = {}
-    if "teacher" in output:
-        n_frames = output["teacher"].shape[1] - shift
-        distance = 1 - F.cosine_similarity(
-            output["teacher"][:, shift:].float(), batch["teacher"][:, :n_frames], dim=-1
-        )
-        mask = batch["has_teacher"][:, None].float().expand_as(distance)
-        losses["teacher"] = (distance * mask).sum() / mask.sum().clamp(min=1)
-    if "labels" in output:
-        logits = output["labels"][:, shift:].float()
-        labels = batch["labels"][:, : logits.shape[1]]
-        summed = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
-        )
-        losses["labels"] = summed / (labels != NO_LABEL).sum().clamp(min=1)
-    return losses
-
-
-def dropout_levels(recipe: Recipe, step: int, rank: int, n_items: int) -> Tensor:
-    """Levels that each item of a rank's batch keeps, int64 [n_items]: quantizer dropout."""
-    settings, n_codebooks = recipe.train, recipe.model.n_codebooks
-    rng = np.random.default_rng([settings.seed, step, rank])
-    levels = rng.integers(1, n_codebooks + 1, n_items)
-    levels[rng.random(n_items) >= settings.quantizer_dropout] = n_codebooks
-    return torch.from_numpy(levels)
-
-
-def validation_levels(n_codebooks: int) -> list[int]:
-    """Numbers of levels that validation tries."""
-    return sorted({1, min(2, n_codebooks), max(1, n_codebooks // 2), n_codebooks})
+            self.log.alarm(f"{path} is damaged; the run goes on from the one before it.")
+        self.log.say(f"Resumed from {start.path} at step {self.step}.")
 
 
 def blame(reports: list[tuple[list[str], list[str]]]) -> tuple[list[str], list[str]]:
@@ -863,13 +470,27 @@ def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-def _dataset(recipe: Recipe) -> CropDataset:
-    data = recipe.data
+def make_dataset(recipe: Recipe, model: AudioVQ, fabric: Fabric) -> CropDataset:
+    """The crops of a recipe, what is computed once for them included."""
+    data, config = recipe.data, recipe.model
     corpora = [Corpus(read_manifest(manifest.path), manifest.weight) for manifest in data.train]
+    cuts = [cut for corpus in corpora for cut in corpus.cuts]
+    tokens = pitch = ""
+    if data.cache_folder:
+        if recipe.train.learn == "decoder":
+            tokens = str(codes_folder(data.cache_folder, model))
+        if config.source_channels:
+            pitch = str(pitch_folder(data.cache_folder, config.hop_length))
+        if fabric.is_global_zero:
+            if tokens:
+                fill_codes(model, cuts, data.cache_folder)
+            if pitch:
+                fill_pitch(cuts, config.sample_rate, config.hop_length, data.cache_folder)
+        fabric.barrier()
     return CropDataset(
         corpora,
-        sample_rate=recipe.model.sample_rate,
-        hop_length=recipe.model.hop_length,
+        sample_rate=config.sample_rate,
+        hop_length=config.hop_length,
         crop_frames=recipe.crop_frames,
         seed=recipe.train.seed,
         level_range_db=data.level_range_db,
@@ -878,21 +499,10 @@ def _dataset(recipe: Recipe) -> CropDataset:
         teacher_dim=data.teacher_dim,
         labels_folder=data.labels_folder,
         n_labels=data.n_labels,
+        tokens_folder=tokens,
+        n_codebooks=config.n_codebooks,
+        pitch_folder=pitch,
     )
-
-
-def _validation_clips(recipe: Recipe) -> list[Tensor]:
-    """Validation recordings [1, 1, N], cut to `VALIDATION_SECONDS`."""
-    if not recipe.data.validation:
-        return []
-    rate = recipe.model.sample_rate
-    cuts = read_manifest(recipe.data.validation)[: recipe.data.validation_clips]
-    clips = []
-    for cut in cuts:
-        n_samples = max(1, int(min(cut.duration, VALIDATION_SECONDS) * rate))
-        wav = read_crop(cut.path, round(cut.start * rate), n_samples, rate)
-        clips.append(torch.from_numpy(wav)[None, None])
-    return clips
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -903,12 +513,3 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
     skipped = [reason for item in items for reason in item["skipped"]]
     return batch | {"id": [item["id"] for item in items], "skipped": skipped}
-
-
-def _stoi(wav: Tensor, decoded: Tensor, sample_rate: int) -> float:
-    """STOI of a decoded recording; NaN when pystoi is not installed."""
-    try:
-        from pystoi import stoi
-    except ImportError:
-        return math.nan
-    return float(stoi(wav.flatten().cpu().numpy(), decoded.flatten().cpu().numpy(), sample_rate))

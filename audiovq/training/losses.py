@@ -1,9 +1,14 @@
 """What training minimises, besides the codebooks' own losses. All in float32."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
+
+from audiovq.source import Pitch
+from audiovq.training.data import NO_LABEL
 
 MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
 """Window in samples and number of mel bands of each scale (Kumar et al. 2023, at 44.1 kHz)."""
@@ -51,3 +56,67 @@ class MelLoss(nn.Module):
         with torch.no_grad():
             goal = self.log_mels(target)
         return torch.stack([F.l1_loss(a, b) for a, b in zip(self.log_mels(wav), goal)])
+
+
+def sound_losses(wav: Tensor, target: Tensor, mel_loss: MelLoss) -> dict[str, Tensor]:
+    """What brings decoded sound [B, 1, N] near the target, but for the discriminators."""
+    distances = mel_loss(wav, target)
+    return {
+        "mel": distances.sum(),
+        "mel_short": distances[:SHORT_SCALES].sum(),
+        "waveform": F.l1_loss(wav, target),
+    }
+
+
+def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> dict[str, Tensor]:
+    """What makes units phoneme-like; unit t is compared with teacher frame t - shift.
+
+    output: `teacher` [B, T, D] and `labels` [B, T, n_labels], what the heads on the units say, each
+    if there is such a head. batch: `teacher` [B, T, D] with `has_teacher` [B], `labels` [B, T].
+    """
+    losses = {}
+    if "teacher" in output:
+        n_frames = output["teacher"].shape[1] - shift
+        distance = 1 - F.cosine_similarity(
+            output["teacher"][:, shift:].float(), batch["teacher"][:, :n_frames], dim=-1
+        )
+        mask = batch["has_teacher"][:, None].float().expand_as(distance)
+        losses["teacher"] = (distance * mask).sum() / mask.sum().clamp(min=1)
+    if "labels" in output:
+        logits = output["labels"][:, shift:].float()
+        labels = batch["labels"][:, : logits.shape[1]]
+        summed = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
+        )
+        losses["labels"] = summed / (labels != NO_LABEL).sum().clamp(min=1)
+    return losses
+
+
+def pitch_loss(scores: Tensor, hertz: Tensor) -> Tensor:
+    """Cross-entropy of the decoder's scores [B, T, classes] with the fundamental [B, T] in Hz at
+    the end of each frame, 0 where there is none; 0 for a batch without any."""
+    return Pitch.loss(scores, hertz)
+
+
+def discriminator_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
+    """Hinge loss (Lim and Ye 2017), the mean over the sub-discriminators."""
+    losses = [
+        F.relu(1 - r[-1].float()).mean() + F.relu(1 + f[-1].float()).mean()
+        for r, f in zip(real, fake)
+    ]
+    return torch.stack(losses).mean()
+
+
+def adversarial_loss(fake: list[list[Tensor]]) -> Tensor:
+    """What the generator minimises to be taken for real, the mean over the sub-discriminators."""
+    return torch.stack([-f[-1].float().mean() for f in fake]).mean()
+
+
+def feature_loss(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
+    """Feature matching (Kumar et al. 2019), each layer relative to its mean activation."""
+    losses = [
+        F.l1_loss(b.float(), a.float()) / a.float().abs().mean().clamp(min=1e-3)
+        for r, f in zip(real, fake)
+        for a, b in zip(r[:-1], f[:-1])
+    ]
+    return torch.stack(losses).mean()

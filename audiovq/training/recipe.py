@@ -104,6 +104,10 @@ class DataSettings:
     """Folder of phone labels, `<recording id>.npy` [frames], -1 for none; none when empty."""
     n_labels: Count = 40
     """Number of phone labels."""
+    cache_folder: str = ""
+    """Folder for what is computed once: with train.learn = "decoder" the codes of all recordings,
+    so that the encoder does not run again, and with model.source_channels their fundamentals.
+    Filled when a run begins, and kept."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +123,15 @@ class LossSettings:
     """Mean absolute difference of samples; it aligns phase early."""
     commitment: Weight = 0.5
     """Distance of the latent from its codes, the mean over levels."""
-    adversarial: Weight = 0.3
+    adversarial: Weight = 1.0
     """Generator's hinge loss, from `train.adversarial_from` on."""
-    feature: Weight = 3.0
+    feature: Weight = 2.0
     """Feature matching, from `train.adversarial_from` on."""
+    adversarial_balance: Weight = 2.0
+    """Norm of the gradient of these two at the waveform, as a multiple of that of the other losses
+    on the sound; their weights then only say how they share it. 0: their weights as they are."""
+    pitch: Weight = 0.1
+    """With `model.source_channels`: cross-entropy of the decoder's fundamental."""
     teacher: Weight = 4.0
     """Distillation: 1 - cosine between a head on the units and the teacher's features."""
     labels: Weight = 1.0
@@ -223,6 +232,17 @@ class Recipe:
             raise ValueError(
                 'train.learn = "decoder" leaves the units as they are; leave out '
                 "data.teacher_folder and data.labels_folder."
+            )
+        if data.cache_folder and train.learn == "decoder":
+            if data.level_range_db or data.speed_range:
+                raise ValueError(
+                    "the codes in data.cache_folder are those of the recordings as they are; set "
+                    "data.level_range_db and data.speed_range to 0."
+                )
+        elif self.model.source_channels and not data.cache_folder:
+            raise ValueError(
+                "model.source_channels learns the fundamentals of the recordings; name a folder "
+                "for them as data.cache_folder."
             )
         if not train.initial_model and train.autoencoder_steps >= train.steps:
             raise ValueError(

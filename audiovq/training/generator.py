@@ -1,0 +1,63 @@
+"""The model and the heads that only training needs."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audiovq.model import AudioVQ
+from audiovq.training.recipe import Recipe
+
+
+class Generator(nn.Module):
+    """The model and the heads that only training needs."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = AudioVQ(recipe.model, dict(recipe.card))
+        dim = recipe.model.codebook_dim
+        self.teacher_head = None
+        if recipe.data.teacher_folder:
+            self.teacher_head = nn.Sequential(
+                nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, recipe.data.teacher_dim)
+            )
+        self.label_head = (
+            nn.Linear(dim, recipe.data.n_labels) if recipe.data.labels_folder else None
+        )
+
+    def forward(
+        self, wav: Tensor, n_q: Tensor, quantize: bool, codes: Tensor | None = None
+    ) -> dict[str, Any]:
+        """codes: [B, n_codebooks, T] of wav, when they are known: then only the decoder runs."""
+        if codes is not None:
+            output = self.model.resynthesize(codes, n_q)
+        else:
+            output = self.model(wav, n_q, quantize=quantize)
+        result: dict[str, Any] = {"wav": output.wav}
+        if output.pitch is not None:
+            result["pitch"] = output.pitch
+        if output.units is None:
+            return result
+        result["units"] = output.units
+        if output.quantized is not None:
+            result |= {
+                "codes": output.quantized.codes,
+                "commitment": output.quantized.commitment,
+                "codebook": output.quantized.codebook_loss,
+                "resets": output.quantized.resets,
+            }
+        if self.teacher_head is not None:
+            result["teacher"] = self.teacher_head(output.units)
+        if self.label_head is not None:
+            result["labels"] = self.label_head(output.units)
+        return result
+
+
+def dropout_levels(recipe: Recipe, step: int, rank: int, n_items: int) -> Tensor:
+    """Levels that each item of a rank's batch keeps, int64 [n_items]: quantizer dropout."""
+    settings, n_codebooks = recipe.train, recipe.model.n_codebooks
+    rng = np.random.default_rng([settings.seed, step, rank])
+    levels = rng.integers(1, n_codebooks + 1, n_items)
+    levels[rng.random(n_items) >= settings.quantizer_dropout] = n_codebooks
+    return torch.from_numpy(levels)

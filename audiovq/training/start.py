@@ -1,0 +1,99 @@
+"""Where a run begins: at a checkpoint of its own, at another model, or at random weights."""
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiovq.config import SOURCE_SETTINGS, ModelConfig
+from audiovq.files import FileRefused
+from audiovq.model import AudioVQ
+from audiovq.training.checkpoint import Checkpoint, newest_checkpoint, read_newest
+from audiovq.training.recipe import Recipe
+from audiovq.training.run_files import differences, saved_recipe
+
+logger = logging.getLogger("audiovq.train")
+
+
+def find_start(
+    recipe: Recipe, out: Path, *, resume: bool, accept_changes: bool
+) -> Checkpoint | None:
+    """The checkpoint to go on from, or None to begin; raises `FileRefused`."""
+    if out.exists() and not out.is_dir():
+        raise FileRefused(f"{out} is a file; name a folder for the run.")
+    if not resume:
+        if newest_checkpoint(out):
+            raise FileRefused(f"{out} holds a run already; add --resume or name another folder.")
+        return None
+    start = read_newest(out)
+    if start is None:
+        raise FileRefused(f"{out} holds no checkpoint to go on from; leave out --resume to begin.")
+    _refuse_other_model(start, recipe)
+    saved = saved_recipe(out)
+    changed = [] if saved is None else differences(saved, recipe)
+    grave = [str(change) for change in changed if not change.harmless]
+    if grave and not accept_changes:
+        raise FileRefused(
+            f"{out} had another recipe: {'; '.join(grave)}; leave out what differs, or "
+            "add --accept-changes to go on with it."
+        )
+    for change in changed:
+        logger.info("Changed: %s.", change)
+    return start
+
+
+def _refuse_other_model(start: Checkpoint, recipe: Recipe) -> None:
+    """Raise `FileRefused` when no flag can make a run go on with a recipe."""
+    try:
+        same = ModelConfig.from_dict(start.values["config"]) == recipe.model
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise FileRefused(f"{start.path} is of another model than the recipe's; use another --out.")
+    learn = start.values.get("learn", "all")  # older checkpoints do not say
+    if learn != recipe.train.learn:
+        raise FileRefused(
+            f'{start.path} is of a run with train.learn = "{learn}", and the recipe says '
+            f'"{recipe.train.learn}"; export it, name that model as train.initial_model, '
+            "and use another --out."
+        )
+
+
+def initial_model(recipe: Recipe) -> AudioVQ:
+    """The model to go on from, grown to the recipe's `model.unit_blocks` and `spectrum_size`, or,
+    when the decoder learns alone, with the recipe's source."""
+    name = recipe.train.initial_model
+    model = AudioVQ.from_pretrained(name)
+    only_decoder = recipe.train.learn == "decoder"
+    source = {setting: getattr(recipe.model, setting) for setting in SOURCE_SETTINGS}
+    if only_decoder and any(getattr(model.config, key) != value for key, value in source.items()):
+        model = model.with_source(**source)
+    growth: dict[str, Any] = {
+        size: getattr(recipe.model, size)
+        for size in ("unit_blocks", "spectrum_size")
+        if getattr(recipe.model, size) and not getattr(model.config, size) and not only_decoder
+    }
+    no_growth: dict[str, Any] = dict.fromkeys(growth, 0)
+    expected = replace(recipe.model, **no_growth)
+    if model.config != expected:
+        wanted, found = asdict(expected), asdict(model.config)
+        wrong = "; ".join(
+            f"{key} is {found[key]} in the model and {wanted[key]} in the recipe"
+            for key in found
+            if found[key] != wanted[key]
+        )
+        raise FileRefused(
+            f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's."
+        )
+    if only_decoder and not all(
+        torch.equal(parameter, parameter.half().float())
+        for tensor, parameter in model.named_parameters()
+        if model.decides_tokens(tensor)
+    ):
+        raise FileRefused(
+            f"{name} has weights that an export would round, which would change its tokens; name "
+            "a model that `audiovq export` wrote."
+        )
+    return model.grown(**growth) if growth else model
