@@ -11,7 +11,7 @@ import soxr
 import torch
 
 from audiovq.audio import HIGHEST_LEVEL, HIGHEST_RATE, LOWEST_RATE, as_int16
-from audiovq.codes import MAGIC, Header, StreamReader, StreamWriter, unpack_avq
+from audiovq.codes import FORMATS, MAGIC, Header, StreamReader, StreamWriter, unpack_avq
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
 from audiovq.transcode import DECODE_FRAMES, check_header, check_levels
@@ -194,7 +194,7 @@ def _open_stream(source: BinaryIO) -> StreamReader | _Whole:
     magic = source.read(4)
     if not magic:
         raise FileRefused("The input is empty; pipe an .avq stream into it.")
-    if magic == b"\x93NUM":
+    if FORMATS["npy"].magic.startswith(magic):
         raise FileRefused(
             "The input is .npy, which says neither its model nor its samples; give it to "
             "audiovq decode, or encode to .avq."

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiovq.codes import Header
+from audiovq.codes import Codes, Header
 from audiovq.config import ModelConfig
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.files import FileRefused, atomic_output, refuse_existing
@@ -30,16 +30,6 @@ BATCH_FRAMES = 512
 CONFIG_BYTES = 1 << 24
 """Size of the largest config with its card."""
 DEFAULT_FOLDER = Path(__file__).parent / "default"
-
-
-@dataclass(frozen=True)
-class Codes:
-    """The tokens of a batch of recordings."""
-
-    indices: Tensor
-    """int64 [B, n_q, T], each in 0 .. codebook_size - 1. Row 0 of an item are its units."""
-    lengths: tuple[int, ...]
-    """Samples of each item. Item b's frames are its first ceil(lengths[b] / hop_length)."""
 
 
 @dataclass(frozen=True)
