@@ -88,9 +88,7 @@ class AudioReader:
                     block = resampler.resample_chunk(block, last=last)
                 # soxr's tail may be a sample more or less than the ratio says.
                 due = max(1, round(n_read * self.sample_rate / source_rate)) - n_sent
-                if last and len(block) < due:
-                    block = np.pad(block, (0, due - len(block)))
-                block = block[:due]
+                block = fit_length(block, due) if last else block[:due]
                 n_sent += len(block)
                 if len(block):
                     yield block
@@ -123,6 +121,11 @@ class AudioReader:
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     """Read a whole audio file: float32 [n], mono, at `sample_rate` Hz. See `AudioReader`."""
     return np.concatenate(list(AudioReader(path, sample_rate)))
+
+
+def fit_length(wav: np.ndarray, n: int) -> np.ndarray:
+    """Samples [m] cut to n, or filled up to n with silence."""
+    return np.pad(wav[:n], (0, max(0, n - len(wav))))
 
 
 def as_int16(wav: np.ndarray) -> np.ndarray:

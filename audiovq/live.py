@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import HIGHEST_LEVEL, HIGHEST_RATE, LOWEST_RATE, as_int16
+from audiovq.audio import HIGHEST_LEVEL, HIGHEST_RATE, LOWEST_RATE, as_int16, fit_length
 from audiovq.codes import FORMATS, MAGIC, Header, StreamReader, StreamWriter, unpack_avq
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
@@ -129,7 +129,7 @@ def encode_live(
     if resampler is not None:
         block = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
         due = max(1, round(n_read * rate / pcm.sample_rate)) - report.n_samples
-        block = np.pad(block, (0, max(0, due - len(block))))[:due]
+        block = fit_length(block, due)
         report.n_samples += len(block)
         writer.write(_as_uint16(stream.encode(_as_wav(block, model))))
     writer.write(_as_uint16(stream.flush_encode()))

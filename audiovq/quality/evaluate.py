@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import audio_suffixes, load_audio, save_audio
+from audiovq.audio import audio_suffixes, fit_length, load_audio, save_audio
 from audiovq.codes import pack_avq
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
@@ -385,7 +385,7 @@ def _model_clips(
             model, torch.from_numpy(own)[None, None], n_q
         )
         if rate != SAMPLE_RATE:
-            out = _fit(soxr.resample(out, rate, SAMPLE_RATE), len(wav))
+            out = fit_length(soxr.resample(out, rate, SAMPLE_RATE), len(wav))
         yield _Clip(name, out, n_bytes, encode_seconds, decode_seconds)
 
 
@@ -411,12 +411,7 @@ def _read_decoded(system: str, path: Path, wav: np.ndarray, notes: list[str]) ->
         notes.append(
             f"{path} is {abs(off):.2f} s {'longer' if off > 0 else 'shorter'} than it was."
         )
-    return _Clip(system, _fit(decoded, len(wav)))
-
-
-def _fit(wav: np.ndarray, n: int) -> np.ndarray:
-    """Cut `wav` to n samples or fill it up with silence."""
-    return np.pad(wav[:n], (0, max(0, n - len(wav))))
+    return _Clip(system, fit_length(decoded, len(wav)))
 
 
 def _of_original(name: str, with_texts: bool) -> bool:
