@@ -15,7 +15,7 @@ WINGS = {"training", "quality", "units"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
     {"files", "config", "hearing", "segment", "moved"},
-    {"layers", "entry", "weights"},
+    {"layers", "entry", "weights", "hub"},
     {"codes", "audio", "source", "quantize", "health"},
     {"network", "pictures"},
     {"stream"},
