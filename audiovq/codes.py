@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-from audiovq.files import FileRefused, atomic_output
+from audiovq.files import FileRefused, atomic_output, refuse_unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -441,24 +441,13 @@ def _short(value: object) -> str:
 
 
 def _read_bytes(path: str | Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            # What is clearly something else, a film or an endless device, is not read to its end.
-            magics = [kind.magic for kind in FORMATS.values()]
-            head = file.peek(max(map(len, magics)))
-            if not any(magic.startswith(head[: len(magic)]) for magic in magics):
-                raise _foreign(str(path))
-            return file.read()
-    except FileNotFoundError as error:
-        raise FileRefused(f"{path} does not exist; check the name.") from error
-    except OSError as error:
-        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
-    except MemoryError as error:
-        raise FileRefused(f"{path} is larger than the memory; cut it into parts.") from error
-    except FileRefused:
-        raise
-    except ValueError as error:  # a null character, or one that the file system cannot spell
-        raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
+    with refuse_unreadable(path), open(path, "rb") as file:
+        # What is clearly something else, a film or an endless device, is not read to its end.
+        magics = [kind.magic for kind in FORMATS.values()]
+        head = file.peek(max(map(len, magics)))
+        if not any(magic.startswith(head[: len(magic)]) for magic in magics):
+            raise _foreign(str(path))
+        return file.read()
 
 
 def _foreign(name: str) -> FileRefused:

@@ -19,7 +19,7 @@ import torch
 
 from audiovq.audio import audio_suffixes, fit_length, load_audio, save_audio
 from audiovq.codes import pack_avq
-from audiovq.files import FileRefused
+from audiovq.files import FileRefused, files_below, read_text
 from audiovq.model import AudioVQ
 from audiovq.quality.metrics import (
     METRICS,
@@ -428,14 +428,12 @@ def read_texts(path: str | Path) -> dict[str, str]:
     Raises `FileRefused` when there is nothing to read.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.trans.txt")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = [file for file in files_below(path) if file.name.endswith(".trans.txt")]
     texts = {}
     for file in files:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileRefused(f"{file} cannot be read as text: {error}.") from error
-        for line in filter(str.strip, lines):
+        for line in filter(str.strip, read_text(file).splitlines()):
             name, *text = line.split(maxsplit=1)
             if text:
                 texts[name] = text[0]
@@ -477,7 +475,7 @@ def _list_audio(path: Path) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [path]
     suffixes = audio_suffixes()
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    files = [file for file in files_below(path) if file.suffix.lower() in suffixes]
     if not files:
         raise FileRefused(f"{path} holds no audio; give a folder of WAV, FLAC, OGG, ... files.")
     return path, files
