@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovq.audio import STDIO, AudioInfo, AudioReader, audio_writer
+from audiovq.audio import AudioInfo, AudioReader, audio_writer
 from audiovq.codes import FORMATS, Header, Tokens, format_of, read_tokens, unpack_tokens
 from audiovq.files import (
+    STDIO,
     FileRefused,
     atomic_output,
     read_standard_input,
@@ -87,12 +88,12 @@ def encode_file(
     for block in reader:
         n_samples += len(block)
         try:
-            parts.append(_as_numpy(stream.encode_blocks(torch.from_numpy(block)[None, None])))
+            parts.append(as_array(stream.encode_blocks(torch.from_numpy(block)[None, None])))
         except ValueError as error:
             raise FileRefused(f"{source} cannot be encoded: {error}") from error
         if progress is not None:
             progress(n_samples / rate, total)
-    parts.append(_as_numpy(stream.flush_encode()))
+    parts.append(as_array(stream.flush_encode()))
     indices = np.concatenate(parts, axis=1)
     data = FORMATS[token_format].pack(indices, model.header(n_q, n_samples))
     if str(target) == STDIO:
@@ -255,7 +256,7 @@ def decode_file(
     with audio_writer(target, model.config.sample_rate, overwrite=overwrite) as file:
         for start in range(0, frames, DECODE_FRAMES):
             block = tokens.indices[:levels, start : start + DECODE_FRAMES]
-            wav = stream.decode(_as_tensor(block, model)).flatten().cpu().numpy()
+            wav = stream.decode(as_tensor(block, model)).flatten().cpu().numpy()
             file.write(wav[:n_left])
             n_left -= len(wav[:n_left])
         file.write(stream.flush_decode().flatten().cpu().numpy()[:n_left])
@@ -328,11 +329,11 @@ def _parse_units(text: str, source: str | Path) -> np.ndarray:
     return units
 
 
-def _as_tensor(codes: np.ndarray, model: AudioVQ) -> torch.Tensor:
+def as_tensor(codes: np.ndarray, model: AudioVQ) -> torch.Tensor:
     """Codes [n_q, T] as int64 [1, n_q, T] where the model is."""
     return torch.from_numpy(codes.astype(np.int64))[None].to(model.device)
 
 
-def _as_numpy(codes: torch.Tensor) -> np.ndarray:
+def as_array(codes: torch.Tensor) -> np.ndarray:
     """Codes [1, n_q, T] of a stream as uint16 [n_q, T]."""
     return codes[0].cpu().numpy().astype(np.uint16)
