@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from audiovq import moved
-from audiovq.codes import Header, Tokens, read_tokens, write_avq, write_npy
+from audiovq.codes import Codes, Header, Tokens, read_tokens, write_avq, write_npy
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused
 
 if TYPE_CHECKING:
-    from audiovq.model import AudioVQ, Codes
+    from audiovq.model import AudioVQ
     from audiovq.stream import Stream
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ __all__ = [
     "write_npy",
 ]
 
-_NEED_TORCH = {"AudioVQ": "audiovq.model", "Codes": "audiovq.model", "Stream": "audiovq.stream"}
+_NEED_TORCH = {"AudioVQ": "audiovq.model", "Stream": "audiovq.stream"}
 """Where the names are whose import takes seconds, which `audiovq --help` does without."""
 
 

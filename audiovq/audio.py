@@ -16,14 +16,13 @@ import soundfile
 import soxr
 
 from audiovq.files import (
+    STDIO,
     FileRefused,
     atomic_output,
     read_standard_input,
+    refuse_unreadable,
     write_standard_output,
 )
-
-STDIO = "-"
-"""The path that stands for standard input or output."""
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 """Sample rates in Hz that are read."""
@@ -88,9 +87,7 @@ class AudioReader:
                     block = resampler.resample_chunk(block, last=last)
                 # soxr's tail may be a sample more or less than the ratio says.
                 due = max(1, round(n_read * self.sample_rate / source_rate)) - n_sent
-                if last and len(block) < due:
-                    block = np.pad(block, (0, due - len(block)))
-                block = block[:due]
+                block = fit_length(block, due) if last else block[:due]
                 n_sent += len(block)
                 if len(block):
                     yield block
@@ -123,6 +120,11 @@ class AudioReader:
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     """Read a whole audio file: float32 [n], mono, at `sample_rate` Hz. See `AudioReader`."""
     return np.concatenate(list(AudioReader(path, sample_rate)))
+
+
+def fit_length(wav: np.ndarray, n: int) -> np.ndarray:
+    """Samples [m] cut to n, or filled up to n with silence."""
+    return np.pad(wav[:n], (0, max(0, n - len(wav))))
 
 
 def as_int16(wav: np.ndarray) -> np.ndarray:
@@ -189,7 +191,7 @@ def open_audio(path: str | Path) -> soundfile.SoundFile:
             raise FileRefused("Standard input is empty; pipe an audio file into it.")
         source = io.BytesIO(data)
     else:
-        _refuse_unreadable(path)
+        _check_readable(path)
         source = spelled(path)
     try:
         file = soundfile.SoundFile(source)
@@ -222,9 +224,9 @@ def check_rate(rate: int, name: str) -> None:
         )
 
 
-def _refuse_unreadable(path: str | Path) -> None:
+def _check_readable(path: str | Path) -> None:
     """Raise `FileRefused` when there is no file to read, with the reason that libsndfile hides."""
-    try:
+    with refuse_unreadable(path):
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise FileRefused(f"{path} is a folder; name an audio file.")
@@ -232,13 +234,5 @@ def _refuse_unreadable(path: str | Path) -> None:
             raise FileRefused(f'{path} is a device or pipe; give "-" to read standard input.')
         with open(path, "rb"):
             pass
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileRefused(f"{path} does not exist; check the name.") from error
-    except OSError as error:
-        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
-    except FileRefused:
-        raise
-    except ValueError as error:  # a null character, or one that the file system cannot spell
-        raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
     if status.st_size == 0:
         raise FileRefused(f"{path} is an empty file; give an audio file.")

@@ -28,22 +28,26 @@ A live stream, whose length is not known when it begins (`StreamWriter`, `Stream
 Because each checksum covers all that came before, a chunk that is lost, doubled or moved is found.
 A stored live stream is a token file like any other.
 
-Nothing is ever unpickled.
+Nothing is ever unpickled. `FORMATS` lists the kinds of files: a further one is a pair of functions
+and an entry there.
 """
 
 import io
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy_format
 
-from audiovq.files import FileRefused, atomic_output
+from audiovq.files import FileRefused, atomic_output, refuse_unreadable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAGIC = b"AVQ1"
 STREAM_MAGIC = b"AVQS"
@@ -57,7 +61,6 @@ _LIMITS = {
     "n_samples": (0, 1 << 48),
 }
 _LONGEST_TEXT = 1000
-TOKEN_SUFFIXES = (".npy", ".avq")
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,16 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Codes:
+    """The tokens of a batch of recordings, in memory."""
+
+    indices: "Tensor"
+    """int64 [B, n_q, T], each in 0 .. codebook_size - 1. Row 0 of an item are its units."""
+    lengths: tuple[int, ...]
+    """Samples of each item. Item b's frames are its first ceil(lengths[b] / hop_length)."""
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The contents of a token file.
 
@@ -130,6 +143,29 @@ class Tokens:
     indices: np.ndarray
     header: Header | None = None
     broken: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of token files; `FORMATS` lists them."""
+
+    name: str
+    """What the command line calls it; its suffix without the dot."""
+    magic: bytes
+    """How every file of the kind begins, and none of another."""
+    noun: str
+    """What a file of the kind is, for messages."""
+    about: str
+    """What the kind is good for, for help."""
+    pack: Callable[[np.ndarray, Header], bytes]
+    """(indices [n_q, T], header) to the bytes of a file."""
+    unpack: Callable[..., Tokens]
+    """(data, name, keep_broken=False) to the contents; see `unpack_tokens`."""
+
+    @property
+    def suffix(self) -> str:
+        """That of file names, with the dot."""
+        return f".{self.name}"
 
 
 def write_npy(path: str | Path, indices: np.ndarray, *, overwrite: bool = False) -> None:
@@ -151,7 +187,7 @@ def read_npy(path: str | Path) -> Tokens:
     Accepts any unsigned or signed integer array [n_q, T], or units [T], with values in 0..65535.
     Raises `FileRefused` for anything else, pickled files included.
     """
-    return Tokens(_parse_npy(_read_bytes(path), str(path)))
+    return _unpack_npy(_read_bytes(path), str(path))
 
 
 def write_avq(
@@ -168,7 +204,7 @@ def read_avq(path: str | Path) -> Tokens:
 
 
 def read_tokens(path: str | Path, *, keep_broken: bool = False) -> Tokens:
-    """Read a token file of either kind: the format is told by its first bytes.
+    """Read a token file of any of `FORMATS`, which is told by its first bytes.
 
     keep_broken: see `unpack_avq`.
     """
@@ -176,13 +212,19 @@ def read_tokens(path: str | Path, *, keep_broken: bool = False) -> Tokens:
 
 
 def unpack_tokens(data: bytes, name: str = "the stream", *, keep_broken: bool = False) -> Tokens:
-    """The contents of a token file of either kind; `name` stands in `FileRefused`'s messages.
+    """The contents of a token file of any of `FORMATS`; `name` stands in `FileRefused`'s messages.
 
     keep_broken: see `unpack_avq`.
     """
-    if data[:3] == MAGIC[:3]:
-        return unpack_avq(data, name, keep_broken=keep_broken)
-    return Tokens(_parse_npy(data, name))
+    found = format_of(data)
+    if found is None:
+        raise _foreign(name)
+    return found.unpack(data, name, keep_broken=keep_broken)
+
+
+def format_of(data: bytes) -> Format | None:
+    """The format of a token file, by its first bytes; None when they are of no such file."""
+    return next((kind for kind in FORMATS.values() if data.startswith(kind.magic)), None)
 
 
 def pack_avq(indices: np.ndarray, header: Header) -> bytes:
@@ -399,30 +441,21 @@ def _short(value: object) -> str:
 
 
 def _read_bytes(path: str | Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            # What is clearly something else, a film or an endless device, is not read to its end.
-            head = file.peek(len(_NPY_MAGIC))[: len(_NPY_MAGIC)]
-            if not any(magic.startswith(head[: len(magic)]) for magic in (MAGIC[:3], _NPY_MAGIC)):
-                raise _foreign(str(path))
-            return file.read()
-    except FileNotFoundError as error:
-        raise FileRefused(f"{path} does not exist; check the name.") from error
-    except OSError as error:
-        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
-    except MemoryError as error:
-        raise FileRefused(f"{path} is larger than the memory; cut it into parts.") from error
-    except FileRefused:
-        raise
-    except ValueError as error:  # a null character, or one that the file system cannot spell
-        raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
+    with refuse_unreadable(path), open(path, "rb") as file:
+        # What is clearly something else, a film or an endless device, is not read to its end.
+        magics = [kind.magic for kind in FORMATS.values()]
+        head = file.peek(max(map(len, magics)))
+        if not any(magic.startswith(head[: len(magic)]) for magic in magics):
+            raise _foreign(str(path))
+        return file.read()
 
 
 def _foreign(name: str) -> FileRefused:
-    return FileRefused(f"{name} is not a token file: it is neither a plain .npy array nor .avq.")
+    nouns = " nor ".join(kind.noun for kind in FORMATS.values())
+    return FileRefused(f"{name} is not a token file: it is neither {nouns}.")
 
 
-def _parse_npy(data: bytes, name: str) -> np.ndarray:
+def _unpack_npy(data: bytes, name: str, *, keep_broken: bool = False) -> Tokens:
     file = io.BytesIO(data)
     try:
         # Versions 2 and 3 differ in the names of columns alone, which tokens have not.
@@ -450,7 +483,7 @@ def _parse_npy(data: bytes, name: str) -> np.ndarray:
     )
     if array.min() < 0 or array.max() > 0xFFFF:
         raise FileRefused(f"{name} holds numbers outside 0..65535, which no codebook has.")
-    return array.astype(np.uint16, order="C")
+    return Tokens(array.astype(np.uint16, order="C"))
 
 
 def _as_uint16(indices: np.ndarray) -> np.ndarray:
@@ -460,3 +493,26 @@ def _as_uint16(indices: np.ndarray) -> np.ndarray:
     if array.size and (array.min() < 0 or array.max() > 0xFFFF):
         raise ValueError("codes must be in 0..65535.")
     return np.ascontiguousarray(array.astype(np.uint16))
+
+
+_KINDS = (
+    Format(
+        name="npy",
+        magic=_NPY_MAGIC,
+        noun="a plain .npy array",
+        about="a plain array",
+        pack=lambda indices, header: npy_bytes(indices),
+        unpack=_unpack_npy,
+    ),
+    Format(
+        name="avq",
+        magic=MAGIC[:3],
+        noun=".avq",
+        about="compact and checked",
+        pack=pack_avq,
+        unpack=unpack_avq,
+    ),
+)
+FORMATS = {kind.name: kind for kind in _KINDS}
+"""Every kind of token files by its name, the one that is written by default first."""
+TOKEN_SUFFIXES = tuple(kind.suffix for kind in _KINDS)

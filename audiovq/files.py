@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+STDIO = "-"
+"""The path that stands for standard input or output."""
+
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.audiovq-tmp(\.[^.]*)?", re.DOTALL)
 _LONGEST_NAME = 150  # bytes of a name that go into that of its temporary file; systems take 255
 _LONGEST_SUFFIX = 16
@@ -124,16 +127,40 @@ def sweep_temporaries(folder: Path) -> None:
 
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file. Raises `FileRefused` when it is missing or not that."""
+    with refuse_unreadable(path):
+        try:
+            return Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise FileRefused(f"{path} is not UTF-8 text.") from error
+
+
+@contextmanager
+def refuse_unreadable(path: str | Path) -> Iterator[None]:
+    """Raise `FileRefused` in the place of what Python raises where `path` cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileRefused(f"{path} does not exist; check the name.") from error
-    except UnicodeError as error:
-        raise FileRefused(f"{path} is not UTF-8 text.") from error
     except OSError as error:
         raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # a null character
+    except MemoryError as error:
+        raise FileRefused(f"{path} is larger than the memory; cut it into parts.") from error
+    except FileRefused:
+        raise
+    except ValueError as error:  # a null character, or one that the file system cannot spell
         raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and its subfolders, sorted, without hidden files and folders.
+
+    What begins with a dot is no source: other programs' notes (._a.wav), outputs being written.
+    """
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
 
 
 def read_standard_input() -> bytes:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiovq.hearing import AUDIBLE
+
 State = list[Tensor]
 """One tensor for each layer of a stack."""
 
@@ -281,10 +283,6 @@ class CausalStack(nn.Module):
         return x, after
 
 
-INAUDIBLE = 2e-4
-"""RMS amplitude of noise that counts as silence; that of the mel distance, `losses.AUDIBLE`."""
-
-
 class LogSpectrum(nn.Module):
     """Log magnitudes of short windows, two for each frame.
 
@@ -301,7 +299,7 @@ class LogSpectrum(nn.Module):
         self.size, self.shift = size, hop_length // 2
         window = torch.hann_window(size, dtype=torch.float32)
         self.register_buffer("window", window, persistent=False)
-        self.floor = INAUDIBLE**2 * float(self.window.square().sum())
+        self.floor = AUDIBLE**2 * float(self.window.square().sum())
 
     def initial_state(self, batch: int) -> Tensor:
         """The silence before the start: [B, size - hop / 2]."""

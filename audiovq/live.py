@@ -10,11 +10,11 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import HIGHEST_LEVEL, HIGHEST_RATE, LOWEST_RATE, as_int16
-from audiovq.codes import MAGIC, Header, StreamReader, StreamWriter, unpack_avq
+from audiovq.audio import HIGHEST_LEVEL, HIGHEST_RATE, LOWEST_RATE, as_int16, fit_length
+from audiovq.codes import FORMATS, MAGIC, Header, StreamReader, StreamWriter, unpack_avq
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
-from audiovq.transcode import DECODE_FRAMES, check_header, check_levels
+from audiovq.transcode import DECODE_FRAMES, as_array, as_tensor, check_header, check_levels
 
 _CHUNK = 1 << 15  # bytes that are taken at once when more have come
 _UNKNOWN = 0xFFFFFFFF  # length in the header of a WAV stream that has not ended
@@ -122,17 +122,17 @@ def encode_live(
             block = resampler.resample_chunk(block)
             report.resampling_delay = max(report.resampling_delay, resampler.delay() / rate)
         report.n_samples += len(block)
-        writer.write(_as_uint16(stream.encode(_as_wav(block, model))))
+        writer.write(as_array(stream.encode(_as_wav(block, model))))
         report.compute_times.append(time.perf_counter() - start)
     if writer is None:
         raise FileRefused("The input holds no samples; pipe sound into it.")
     if resampler is not None:
         block = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
         due = max(1, round(n_read * rate / pcm.sample_rate)) - report.n_samples
-        block = np.pad(block, (0, max(0, due - len(block))))[:due]
+        block = fit_length(block, due)
         report.n_samples += len(block)
-        writer.write(_as_uint16(stream.encode(_as_wav(block, model))))
-    writer.write(_as_uint16(stream.flush_encode()))
+        writer.write(as_array(stream.encode(_as_wav(block, model))))
+    writer.write(as_array(stream.flush_encode()))
     writer.end(report.n_samples)
     return report
 
@@ -166,8 +166,8 @@ def decode_live(
     stream = model.stream()
     for codes in reader:
         start = time.perf_counter()
-        indices = torch.from_numpy(codes[:n_q].astype(np.int64))[None].to(model.device)
-        report.n_samples += _write_pcm(target, stream.decode(indices))
+        wav = stream.decode(as_tensor(codes[:n_q], model))
+        report.n_samples += _write_pcm(target, wav)
         report.compute_times.append(time.perf_counter() - start)
     n_left = reader.header.n_samples - report.n_samples
     report.n_samples += _write_pcm(target, stream.flush_decode()[:, :, :n_left])
@@ -194,7 +194,7 @@ def _open_stream(source: BinaryIO) -> StreamReader | _Whole:
     magic = source.read(4)
     if not magic:
         raise FileRefused("The input is empty; pipe an .avq stream into it.")
-    if magic == b"\x93NUM":
+    if FORMATS["npy"].magic.startswith(magic):
         raise FileRefused(
             "The input is .npy, which says neither its model nor its samples; give it to "
             "audiovq decode, or encode to .avq."
@@ -317,7 +317,3 @@ def _write_pcm(target: BinaryIO, wav: torch.Tensor) -> int:
 
 def _as_wav(block: np.ndarray, model: AudioVQ) -> torch.Tensor:
     return torch.from_numpy(block)[None, None].to(model.device)
-
-
-def _as_uint16(codes: torch.Tensor) -> np.ndarray:
-    return codes[0].cpu().numpy().astype(np.uint16)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os.path
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiovq.codes import Header
+from audiovq import hub
+from audiovq.codes import Codes, Header
 from audiovq.config import SOURCE_SETTINGS, ModelConfig
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.files import FileRefused, atomic_output, refuse_existing
@@ -30,16 +32,6 @@ BATCH_FRAMES = 512
 CONFIG_BYTES = 1 << 24
 """Size of the largest config with its card."""
 DEFAULT_FOLDER = Path(__file__).parent / "default"
-
-
-@dataclass(frozen=True)
-class Codes:
-    """The tokens of a batch of recordings."""
-
-    indices: Tensor
-    """int64 [B, n_q, T], each in 0 .. codebook_size - 1. Row 0 of an item are its units."""
-    lengths: tuple[int, ...]
-    """Samples of each item. Item b's frames are its first ceil(lengths[b] / hop_length)."""
 
 
 @dataclass(frozen=True)
@@ -323,8 +315,8 @@ class AudioVQ(nn.Module):
     ) -> "AudioVQ":
         """Load a model, ready to encode and decode.
 
-        name_or_folder: "default" for the model inside the package, or a folder that
-        `save_pretrained` wrote.
+        name_or_folder: "default" for the model inside the package, a folder that
+        `save_pretrained` wrote, or, as text, owner/name of a model on the Hugging Face hub.
         device: where it computes, as torch names it: "cpu", "cuda", "cuda:1".
 
         Raises `FileRefused` when there is no such model, when its files are damaged or do not fit
@@ -333,6 +325,8 @@ class AudioVQ(nn.Module):
         folder = Path(name_or_folder)
         if str(name_or_folder) == "default":
             folder = DEFAULT_FOLDER
+        elif hub.names_repository(name_or_folder) and not os.path.exists(folder):
+            folder = hub.fetch(str(name_or_folder), (CONFIG_FILE, WEIGHTS_FILE))
         if not os.path.isfile(folder / CONFIG_FILE):
             raise FileRefused(
                 f'{name_or_folder} is not a model; give "default" or a folder with {CONFIG_FILE} '
@@ -374,6 +368,20 @@ class AudioVQ(nn.Module):
         text = json.dumps({"card": self.card, "config": asdict(self.config)}, indent=2)
         with atomic_output(folder / CONFIG_FILE, overwrite=overwrite) as temporary:
             temporary.write_text(text + "\n")
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> None:
+        """Write the model to the Hugging Face hub, for `from_pretrained("owner/name")` anywhere.
+
+        repository: owner/name, made if need be. Log in before with `hf auth login`.
+
+        Raises `FileRefused` when the hub cannot be reached or refuses, or without huggingface_hub,
+        and `ValueError` for a name of another form and as `save_pretrained`.
+        """
+        if not hub.names_repository(repository):
+            raise ValueError(f"repository must be owner/name, not {repository!r}.")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            hub.publish(Path(folder), repository, private=private)
 
     def grown(self, *, unit_blocks: int = 0, spectrum_size: int = 0) -> "AudioVQ":
         """A model that computes the same, with room to learn more; 0 leaves a size as it is.

@@ -18,6 +18,7 @@ import numpy as np
 from audiovq.files import FileRefused, atomic_output, read_text
 
 HEADER = ("unit", "start", "duration")
+SEGMENT_SUFFIX = ".tsv"
 BLOCK_FRAMES = 1024
 """Frames whose distances are held at once."""
 MAX_FRAMES = 1 << 25

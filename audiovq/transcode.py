@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovq.audio import STDIO, AudioInfo, AudioReader, audio_writer
-from audiovq.codes import Header, Tokens, npy_bytes, pack_avq, read_tokens, unpack_tokens
+from audiovq.audio import AudioInfo, AudioReader, audio_writer
+from audiovq.codes import FORMATS, Header, Tokens, format_of, read_tokens, unpack_tokens
 from audiovq.files import (
+    STDIO,
     FileRefused,
     atomic_output,
     read_standard_input,
@@ -23,6 +24,7 @@ from audiovq.model import AudioVQ
 from audiovq.segment import HEADER as SEGMENT_COLUMNS
 from audiovq.segment import (
     MAX_UNIT,
+    SEGMENT_SUFFIX,
     DistanceBlocks,
     expand,
     parse_segments,
@@ -36,7 +38,6 @@ ENCODE_FRAMES = 256
 """Frames whose distances to the codes are computed at once."""
 DECODE_FRAMES = 512
 """Frames between two writes of decoded samples."""
-_AVQ_MAGIC, _NPY_MAGIC = b"AVQ", b"\x93NUMPY"
 FIT_FILES = 40
 FIT_SECONDS = 600
 """How many recordings `fit_price` listens to, and how many seconds of them all."""
@@ -70,10 +71,12 @@ def encode_file(
 ) -> Transcoded:
     """Encode an audio file to a token file; "-" is standard input or output.
 
-    token_format: "npy" or "avq". progress: called every few seconds of audio with the seconds that
-    are done, and with those in all, None where the file does not know them. Raises `FileRefused`
-    for either file and `ValueError` for n_q.
+    token_format: the name of one of `codes.FORMATS`. progress: called every few seconds of audio
+    with the seconds that are done, and with those in all, None where the file does not know them.
+    Raises `FileRefused` for either file and `ValueError` for n_q and token_format.
     """
+    if token_format not in FORMATS:
+        raise ValueError(f"token_format must be {' or '.join(FORMATS)}, not {token_format!r}.")
     n_q = model.check_n_q(n_q)
     if str(target) != STDIO:
         refuse_existing(target, overwrite=overwrite)  # before the work, not after it
@@ -85,17 +88,14 @@ def encode_file(
     for block in reader:
         n_samples += len(block)
         try:
-            parts.append(_as_numpy(stream.encode_blocks(torch.from_numpy(block)[None, None])))
+            parts.append(as_array(stream.encode_blocks(torch.from_numpy(block)[None, None])))
         except ValueError as error:
             raise FileRefused(f"{source} cannot be encoded: {error}") from error
         if progress is not None:
             progress(n_samples / rate, total)
-    parts.append(_as_numpy(stream.flush_encode()))
+    parts.append(as_array(stream.flush_encode()))
     indices = np.concatenate(parts, axis=1)
-    if token_format == "avq":
-        data = pack_avq(indices, model.header(n_q, n_samples))
-    else:
-        data = npy_bytes(indices)
+    data = FORMATS[token_format].pack(indices, model.header(n_q, n_samples))
     if str(target) == STDIO:
         write_standard_output(data)
     else:
@@ -256,7 +256,7 @@ def decode_file(
     with audio_writer(target, model.config.sample_rate, overwrite=overwrite) as file:
         for start in range(0, frames, DECODE_FRAMES):
             block = tokens.indices[:levels, start : start + DECODE_FRAMES]
-            wav = stream.decode(_as_tensor(block, model)).flatten().cpu().numpy()
+            wav = stream.decode(as_tensor(block, model)).flatten().cpu().numpy()
             file.write(wav[:n_left])
             n_left -= len(wav[:n_left])
         file.write(stream.flush_decode().flatten().cpu().numpy()[:n_left])
@@ -299,17 +299,17 @@ def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens
     suffix = Path(source).suffix.lower()
     if str(source) == STDIO:
         data = read_standard_input()
-        if data.startswith((_AVQ_MAGIC, _NPY_MAGIC)) or not data:
+        if format_of(data) or not data:
             return unpack_tokens(data, str(source), keep_broken=keep_broken)
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             return unpack_tokens(data, str(source))  # refuses it
-    elif suffix in (".tsv", ".txt"):
+    elif suffix in (SEGMENT_SUFFIX, ".txt"):
         text = read_text(source)
     else:
         return read_tokens(source, keep_broken=keep_broken)
-    if suffix == ".tsv" or text.startswith(SEGMENT_COLUMNS[0]):
+    if suffix == SEGMENT_SUFFIX or text.startswith(SEGMENT_COLUMNS[0]):
         units = expand(parse_segments(text, source, frame_rate=frame_rate))
     else:
         units = _parse_units(text, source)
@@ -329,11 +329,11 @@ def _parse_units(text: str, source: str | Path) -> np.ndarray:
     return units
 
 
-def _as_tensor(codes: np.ndarray, model: AudioVQ) -> torch.Tensor:
+def as_tensor(codes: np.ndarray, model: AudioVQ) -> torch.Tensor:
     """Codes [n_q, T] as int64 [1, n_q, T] where the model is."""
     return torch.from_numpy(codes.astype(np.int64))[None].to(model.device)
 
 
-def _as_numpy(codes: torch.Tensor) -> np.ndarray:
+def as_array(codes: torch.Tensor) -> np.ndarray:
     """Codes [1, n_q, T] of a stream as uint16 [n_q, T]."""
     return codes[0].cpu().numpy().astype(np.uint16)

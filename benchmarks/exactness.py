@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from audiovq import AudioVQ
-from audiovq.audio import load_audio
+from audiovq.audio import audio_suffixes, load_audio
+from audiovq.files import files_below
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 PUBLISHED = {"EnCodec": 47.4, "DAC": 39.1, "SpeechTokenizer": 14.7}
 """Share in percent of tokens of a slice that agree with those of the whole, all levels."""
 CAPABILITIES: dict[str, dict[str, str]] = {
@@ -184,7 +184,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = AudioVQ.from_pretrained(arguments.model)
     hop, rng = model.config.hop_length, np.random.default_rng(0)
-    paths = sorted(p for p in arguments.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    suffixes = audio_suffixes()
+    paths = [p for p in files_below(arguments.folder) if p.suffix.lower() in suffixes]
     if not paths:
         parser.error(f"{arguments.folder} holds no recordings")
     paths = paths[:: max(1, len(paths) // (arguments.limit or len(paths)))]

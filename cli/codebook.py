@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from audiovq.codes import TOKEN_SUFFIXES
+
 from .failures import printable
 from .options import Force, Recursive
 from .plan import check_picture, find_sources, refuse_sources
@@ -39,7 +41,7 @@ def codebook(
     from audiovq.files import FileRefused, refuse_existing
     from audiovq.health import codebook_health, count_codes
 
-    found = find_sources(sources, (".npy", ".avq"), recursive=recursive, what="tokens")
+    found = find_sources(sources, TOKEN_SUFFIXES, recursive=recursive, what="tokens")
     if found.refused:
         raise FileRefused(" ".join(why for _, why in found.refused))
     for note in found.notes:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from audiovq.codes import TOKEN_SUFFIXES
+
 from .options import (
     Device,
     DeviceOption,
@@ -62,11 +64,11 @@ def decode(
     todo = plan(
         sources,
         out,
-        (".npy", ".avq"),
+        TOKEN_SUFFIXES,
         lambda path: f"{path.stem}.wav" if out else f"{path.stem}.decoded.wav",
         (".wav", ".flac"),
         recursive=recursive,
-        what="token files (.npy, .avq)",
+        what=f"token files ({', '.join(TOKEN_SUFFIXES)})",
     )
     codec = load_model(model, device)
     codec.check_n_q(n_q)

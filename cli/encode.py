@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audiovq.codes import FORMATS, TOKEN_SUFFIXES
+from audiovq.segment import SEGMENT_SUFFIX
+
 from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
 from .plan import STDIO, names_folder, plan
 from .work import Done, OnProgress, work
@@ -15,10 +18,12 @@ if TYPE_CHECKING:
 
 
 class TokenFormat(enum.StrEnum):
-    """Kinds of token files."""
+    """Kinds of token files: those of `FORMATS`."""
 
-    NPY = "npy"
-    AVQ = "avq"
+    _ignore_ = "members name"
+    members = vars()
+    for name in FORMATS:
+        members[name.upper()] = name
 
 
 def encode(
@@ -43,7 +48,9 @@ def encode(
     token_format: Annotated[
         TokenFormat | None,
         typer.Option(
-            "--format", help="npy: a plain array. avq: compact and checked. By the output's name."
+            "--format",
+            help=" ".join(f"{kind.name}: {kind.about}." for kind in FORMATS.values())
+            + " By the output's name.",
         ),
     ] = None,
     force: Force = False,
@@ -75,7 +82,7 @@ def encode(
     from audiovq.audio import audio_suffixes
 
     _refuse_unused(segment, n_q=n_q, token_format=token_format, price=price)
-    formats = (".tsv",) if segment else (".npy", ".avq")
+    formats = (SEGMENT_SUFFIX,) if segment else TOKEN_SUFFIXES
     suffix = _suffix(out, formats, token_format)
     todo = plan(
         sources,

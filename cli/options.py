@@ -20,7 +20,12 @@ class Device(enum.StrEnum):
 
 
 Model = Annotated[
-    str, typer.Option("--model", help='"default", the model in the package, or a model\'s folder.')
+    str,
+    typer.Option(
+        "--model",
+        help='"default", the model in the package, a model\'s folder, or owner/name on the '
+        "Hugging Face hub.",
+    ),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import typer
 
-from audiovq.files import FileRefused
+from audiovq.files import STDIO, FileRefused
 
-STDIO = "-"
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,5}")  # .wav and .npy, but not the .5 of run-0.5
 
 

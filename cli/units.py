@@ -1,7 +1,6 @@
 """`audiovq units`: how phoneme-like units are, and units as text."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from audiovq.audio import load_audio
 from audiovq.codes import TOKEN_SUFFIXES
-from audiovq.files import FileRefused, atomic_output, refuse_existing
+from audiovq.files import FileRefused, atomic_output, refuse_existing, write_standard_output
 from audiovq.segment import run_lengths, to_text, write_segments
 from audiovq.units.alignments import TimeUnit, find, read_alignments
 from audiovq.units.compare import SAMPLE_RATE, Comparison, compare, encode_units, segment_files
@@ -33,7 +32,7 @@ from audiovq.units.report import (
     utterance_picture,
 )
 
-from .options import Json, Quiet, Recursive, print_table
+from .options import Force, Json, Quiet, Recursive, print_table
 from .plan import plan
 from .work import Done, OnProgress, work
 
@@ -74,7 +73,6 @@ Tier = Annotated[str | None, typer.Option(help="TextGrid tier, if it is not call
 Times = Annotated[
     TimeUnit, typer.Option("--times", help="What whole numbers in .phn and .lab files count.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
 
 
 @units.command("evaluate")
@@ -272,7 +270,8 @@ def text_command(
         for name, unit in sorted(read_units(tokens, level=level).units.items())
     ]
     if output is None:
-        sys.stdout.write("\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        write_standard_output(text.encode(errors="backslashreplace"))
         return
     with atomic_output(output, overwrite=force) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

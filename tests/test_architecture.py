@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 WINGS = {"training", "quality", "units"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
-    {"files", "config", "layers", "segment", "moved"},
-    {"entry", "weights"},
+    {"files", "config", "hearing", "segment", "moved"},
+    {"layers", "entry", "weights", "hub"},
     {"codes", "audio", "source", "quantize", "health"},
     {"network", "pictures"},
     {"stream"},

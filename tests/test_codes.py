@@ -10,8 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from audiovq import FileRefused, Header, read_tokens, write_avq, write_npy
-from audiovq.codes import StreamReader, StreamWriter, npy_bytes, pack_avq, read_avq, unpack_avq
+from audiovq import FileRefused, Header, Tokens, read_tokens, write_avq, write_npy
+from audiovq.codes import (
+    FORMATS,
+    TOKEN_SUFFIXES,
+    Format,
+    StreamReader,
+    StreamWriter,
+    format_of,
+    npy_bytes,
+    pack_avq,
+    read_avq,
+    unpack_avq,
+    unpack_tokens,
+)
 
 HEADER = Header("a model", "0123456789abcdef", 16_000, 320, 1024, 3, 320 * 7 - 5)
 
@@ -326,3 +338,39 @@ def test_a_pipe_is_read_like_a_file(tmp_path, codes):
         with ThreadPoolExecutor(1) as pool:
             pool.submit(fifo.write_bytes, data)
             np.testing.assert_array_equal(read_tokens(fifo).indices, codes)
+
+
+@pytest.fixture
+def hex_format(monkeypatch):
+    """A further kind of token files, made of one entry."""
+
+    def pack(indices: np.ndarray, header: Header) -> bytes:
+        return b"HEX " + npy_bytes(indices).hex().encode()
+
+    def unpack(data: bytes, name: str, *, keep_broken: bool = False) -> Tokens:
+        return unpack_tokens(bytes.fromhex(data[4:].decode()), name)
+
+    kind = Format("hex", b"HEX ", "hexadecimal text", "for eyes", pack, unpack)
+    monkeypatch.setitem(FORMATS, "hex", kind)
+    return kind
+
+
+def test_a_further_format_is_one_entry(hex_format, tmp_path):
+    path = tmp_path / "a.hex"
+    indices = np.arange(12).reshape(2, 6)
+    path.write_bytes(hex_format.pack(indices, HEADER))
+    assert np.array_equal(read_tokens(path).indices, indices)
+    path.write_bytes(b"HEY")
+    with pytest.raises(FileRefused, match=r"nor \.avq nor hexadecimal text"):
+        read_tokens(path)
+
+
+def test_formats_are_told_by_their_first_bytes():
+    for kind in FORMATS.values():
+        indices = np.zeros((HEADER.n_q, HEADER.n_frames), np.uint16)
+        data = kind.pack(indices, HEADER)
+        assert format_of(data) is kind
+        assert np.array_equal(kind.unpack(data, "a").indices, indices)
+        assert kind.suffix in TOKEN_SUFFIXES
+    assert format_of(b"RIFF") is None
+    assert format_of(b"") is None

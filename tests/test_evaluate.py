@@ -274,18 +274,25 @@ def test_texts_are_read_as_librispeech_has_them(tmp_path):
     assert read_texts(tmp_path) == {"84-121123-0000": "GO"}
 
 
+def test_hidden_files_are_not_measured(originals):
+    soundfile.write(originals / "._a.wav", sound(), RATE)
+    (originals / "speaker" / "._b.wav").write_bytes(b"notes of another program")
+    found = evaluate(originals, originals, metrics=["si_sdr"])
+    assert not any("._" in row.file for row in found.rows)
+
+
 def test_texts_that_cannot_be_used_are_one_sentence(originals, tmp_path, monkeypatch):
     monkeypatch.setattr("audiovq.quality.evaluate.transcribe", lambda wav, asr: "")
     texts = tmp_path / "texts"
     for content, message in (
-        (b"\xff\xfe", "as text"),
+        (b"\xff\xfe", "not UTF-8 text"),
         (b"a\n", "no texts"),
         (b"x y", "such as a;"),
     ):
         texts.write_bytes(content)
         with pytest.raises(FileRefused, match=message):
             evaluate(originals, originals, metrics=["wer"], asr="x {}", texts=texts)
-    with pytest.raises(FileRefused, match="cannot be read as text"):
+    with pytest.raises(FileRefused, match="absent does not exist"):
         read_texts(tmp_path / "absent")
 
 

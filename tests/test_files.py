@@ -13,6 +13,8 @@ from audiovq.files import (
     FileRefused,
     OutputExists,
     atomic_output,
+    files_below,
+    read_text,
     refuse_existing,
 )
 
@@ -240,3 +242,26 @@ def test_standard_streams_carry_bytes():
     data = bytes(range(256)) * 100
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
     assert done.stdout == data
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xff\xfe")
+    for name, message in (
+        ("absent", "absent does not exist"),
+        ("a/b", "does not exist"),
+        ("a", "is not UTF-8 text"),
+        (".", "cannot be read: Is a directory"),
+        ("a\0b", "is not a file name"),
+        ("\ud800", "is not a file name"),
+    ):
+        with pytest.raises(FileRefused, match=message):
+            read_text(f"{tmp_path}/{name}")
+
+
+def test_hidden_files_and_folders_are_no_sources(tmp_path):
+    for name in ("b/c.wav", "a.wav", "._a.wav", ".git/d.wav", "b/.d/e.wav"):
+        path = tmp_path / ".above" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    folder = tmp_path / ".above"
+    assert files_below(folder) == [folder / "a.wav", folder / "b" / "c.wav"]

@@ -34,6 +34,11 @@ def test_files_hold_what_the_model_says(tiny_model, tmp_path, token_format):
     assert np.abs(decoded[: len(goal)] - goal).max() < 1e-4
 
 
+def test_an_unknown_format_is_refused_before_the_work(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="must be npy or avq, not 'wav'"):
+        encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.wav", token_format="wav")
+
+
 def test_progress_counts_the_seconds_up_to_all_of_them(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("audiovq.audio._BLOCK", 8_000)
     seen = []

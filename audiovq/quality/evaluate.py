@@ -17,9 +17,9 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import audio_suffixes, load_audio, save_audio
+from audiovq.audio import audio_suffixes, fit_length, load_audio, save_audio
 from audiovq.codes import pack_avq
-from audiovq.files import FileRefused
+from audiovq.files import FileRefused, files_below, read_text
 from audiovq.model import AudioVQ
 from audiovq.quality.metrics import (
     METRICS,
@@ -385,7 +385,7 @@ def _model_clips(
             model, torch.from_numpy(own)[None, None], n_q
         )
         if rate != SAMPLE_RATE:
-            out = _fit(soxr.resample(out, rate, SAMPLE_RATE), len(wav))
+            out = fit_length(soxr.resample(out, rate, SAMPLE_RATE), len(wav))
         yield _Clip(name, out, n_bytes, encode_seconds, decode_seconds)
 
 
@@ -411,12 +411,7 @@ def _read_decoded(system: str, path: Path, wav: np.ndarray, notes: list[str]) ->
         notes.append(
             f"{path} is {abs(off):.2f} s {'longer' if off > 0 else 'shorter'} than it was."
         )
-    return _Clip(system, _fit(decoded, len(wav)))
-
-
-def _fit(wav: np.ndarray, n: int) -> np.ndarray:
-    """Cut `wav` to n samples or fill it up with silence."""
-    return np.pad(wav[:n], (0, max(0, n - len(wav))))
+    return _Clip(system, fit_length(decoded, len(wav)))
 
 
 def _of_original(name: str, with_texts: bool) -> bool:
@@ -433,14 +428,12 @@ def read_texts(path: str | Path) -> dict[str, str]:
     Raises `FileRefused` when there is nothing to read.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.trans.txt")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = [file for file in files_below(path) if file.name.endswith(".trans.txt")]
     texts = {}
     for file in files:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileRefused(f"{file} cannot be read as text: {error}.") from error
-        for line in filter(str.strip, lines):
+        for line in filter(str.strip, read_text(file).splitlines()):
             name, *text = line.split(maxsplit=1)
             if text:
                 texts[name] = text[0]
@@ -482,7 +475,7 @@ def _list_audio(path: Path) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [path]
     suffixes = audio_suffixes()
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    files = [file for file in files_below(path) if file.suffix.lower() in suffixes]
     if not files:
         raise FileRefused(f"{path} holds no audio; give a folder of WAV, FLAC, OGG, ... files.")
     return path, files

@@ -25,13 +25,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiovq.quality.harmonicity import BANDS, harmonicity
-
-SAMPLE_RATE = 16000
-"""The rate in Hz at which every measure here is taken."""
-
-MEL_SCALES = tuple((32 << i, 5 << i) for i in range(7))
-"""(window in samples, mel bands) of `mel_distance`: 32 and 5 up to 2048 and 320."""
+from audiovq.hearing import MEL_SCALES
+from audiovq.quality.harmonicity import BANDS, SAMPLE_RATE, harmonicity
 
 _PESQ_SECONDS = 20  # the C code overruns an array past 50 utterances, which 20 s cannot hold
 _DNSMOS_SAMPLES = 144160  # 9.01 s, the model's fixed input

@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 import soxr
 
-SAMPLE_RATE = 16000
-"""The rate in Hz of the samples that go in and come out."""
+from audiovq.audio import fit_length
+from audiovq.quality.harmonicity import SAMPLE_RATE
 
 CODEC2_MODES = {
     "3200": (160, 160),
@@ -120,7 +120,9 @@ def _opus(wav: np.ndarray, rate: str, folder: Path) -> PeerResult:
     decode_seconds = _call("opusdec", "--quiet", "--rate", str(SAMPLE_RATE), coded, decoded)
     # The Ogg container carries the delay and the length, and opusdec removes both.
     out, _ = soundfile.read(decoded, dtype="float32")
-    return PeerResult(_fit(out, len(wav)), coded.stat().st_size, encode_seconds, decode_seconds)
+    return PeerResult(
+        fit_length(out, len(wav)), coded.stat().st_size, encode_seconds, decode_seconds
+    )
 
 
 def _codec2(wav: np.ndarray, rate: str, folder: Path) -> PeerResult:
@@ -135,7 +137,9 @@ def _codec2(wav: np.ndarray, rate: str, folder: Path) -> PeerResult:
     decode_seconds = _call("c2dec", rate, coded, decoded)
     out = np.fromfile(decoded, "<i2").astype(np.float32)[delay:] / 32768
     wide = soxr.resample(out, 8000, SAMPLE_RATE)
-    return PeerResult(_fit(wide, len(wav)), coded.stat().st_size, encode_seconds, decode_seconds)
+    return PeerResult(
+        fit_length(wide, len(wav)), coded.stat().st_size, encode_seconds, decode_seconds
+    )
 
 
 @dataclass(frozen=True)
@@ -163,8 +167,3 @@ def _call(*command: str | Path) -> float:
             f"{command[0]} failed with status {done.returncode} and said: {said.splitlines()[-1]}"
         )
     return seconds
-
-
-def _fit(wav: np.ndarray, n: int) -> np.ndarray:
-    """Cut `wav` to n samples or fill it up with silence."""
-    return np.pad(wav[:n], (0, max(0, n - len(wav))))

@@ -7,17 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
+from audiovq.hearing import AUDIBLE, MEL_SCALES
 from audiovq.source import Pitch
 from audiovq.training.data import NO_LABEL
 
-MEL_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
-"""Window in samples and number of mel bands of each scale (Kumar et al. 2023, at 44.1 kHz)."""
 SHORT_SCALES = 3
 """The first scales, with windows of up to 128 samples: they see when sound happens."""
-AUDIBLE = 2e-4
-"""RMS amplitude of the noise that counts as silence, 74 dB below full scale, here and for the
-discriminators. A logarithm is steepest where the sound is faintest; a floor below hearing draws
-gradients there."""
 
 
 class MelLoss(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from audiovq.files import FileRefused, read_text
+from audiovq.files import FileRefused, files_below, read_text
 
 SILENCE = "SIL"
 """The one label of silence, pauses, and noise that no phone is given to."""
@@ -135,15 +135,6 @@ def read_alignments(
     if not found:
         raise FileRefused(f"{source} holds no alignments; give .TextGrid, .phn, .lab or .ctm.")
     return found
-
-
-def files_below(folder: Path) -> list[Path]:
-    """The files in a folder and its subfolders, sorted, without hidden files and folders."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    ]
 
 
 def find(names: Iterable[str], alignments: Iterable[str]) -> dict[str, str]:

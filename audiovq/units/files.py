@@ -10,12 +10,11 @@ import numpy as np
 
 from audiovq.audio import audio_suffixes
 from audiovq.codes import TOKEN_SUFFIXES, Header, read_tokens
-from audiovq.files import FileRefused, atomic_output, read_text
-from audiovq.segment import expand, read_segments
-from audiovq.units.alignments import SILENCE, Interval, files_below, find
+from audiovq.files import FileRefused, atomic_output, files_below, read_text
+from audiovq.segment import SEGMENT_SUFFIX, expand, read_segments
+from audiovq.units.alignments import SILENCE, Interval, find
 from audiovq.units.measures import fill_silence
 
-SEGMENT_SUFFIX = ".tsv"
 UNIT_SUFFIXES = (*TOKEN_SUFFIXES, SEGMENT_SUFFIX)
 
 
@@ -58,7 +57,8 @@ def read_units(folder: str | Path, *, level: int = 0, frame_rate: float = 50.0) 
         if header is not None:
             headers.append(header)
     if not units:
-        raise FileRefused(f"{folder} holds no tokens; give .npy, .avq or segment (.tsv) files.")
+        kinds = ", ".join(TOKEN_SUFFIXES)
+        raise FileRefused(f"{folder} holds no tokens; give {kinds} or segment (.tsv) files.")
     if len(rates) > 1:
         listed = " and ".join(f"{rate:g}" for rate in sorted(rates))
         raise FileRefused(f"{folder} mixes files of {listed} frames a second; keep one rate.")
