@@ -1,6 +1,7 @@
 """What the pages say is there: links, paths, names, options and settings."""
 
 import ast
+import importlib
 import re
 import shlex
 from dataclasses import fields
@@ -25,6 +26,8 @@ PAGES = sorted(
 )
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 COMMANDS = typer.main.get_command(app)
+GONE = re.compile(r"audiovq\.units\.merge_repeats")
+"""What the changelog says is removed."""
 OTHERS = {"loss.name", "model.stream", "train.tsv"}
 """What looks like a setting and is none."""
 FOLDERS = ("audiovq", "cli", "tests", "docs", "benchmarks", "recipes", "examples", ".ci")
@@ -124,6 +127,20 @@ def test_every_import_in_a_page_works(page):
         for node in ast.parse(block).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 exec(ast.unparse(node), {})
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_dotted_name_is_there(page):
+    import audiovq
+
+    for name in re.findall(r"`(audiovq(?:\.\w+)+|AudioVQ\.\w+)[`(]", prose(page)):
+        if GONE.match(name):
+            continue
+        found = audiovq.AudioVQ if name.startswith("AudioVQ") else audiovq
+        for at, part in enumerate(parts := name.split(".")[1:], 1):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(["audiovq", *parts[:at]]))
+            found = getattr(found, part)
 
 
 def test_every_measure_has_its_row():
