@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,53 @@ def test_imports_have_no_circle():
         done |= free
 
 
+def levels() -> dict[str, int]:
+    """The level of each module of the core: one above the highest that it imports, or 0."""
+    flat = {name for name in GRAPH if name and name.partition(".")[0] not in WINGS}
+    found: dict[str, int] = {}
+    while len(found) < len(flat):
+        ready = [name for name in flat - set(found) if GRAPH[name] & flat <= set(found)]
+        assert ready, f"these import each other: {sorted(flat - set(found))}"
+        heights = {n: max((found[need] + 1 for need in GRAPH[n] & flat), default=0) for n in ready}
+        found |= heights
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """What CONTRIBUTING.md draws: core modules by wing that imports them, and by level."""
+    of_level = levels()
+    lines: dict[str, set[str]] = {wing: set() for wing in WINGS}
+    for name, needs in GRAPH.items():
+        if (wing := name.partition(".")[0]) in WINGS:
+            lines[wing] |= needs & set(of_level)
+    for name, level in of_level.items():
+        lines.setdefault(f"level {level}", set()).add(name)
+    return lines
+
+
+def drawn(page: str) -> dict[str, set[str]]:
+    """The same, read from a page: lines `name -> module module ...`."""
+    lines = re.findall(r"^([a-z]+(?: \d+)?) +-> (.*)$", page, flags=re.M)
+    assert len(lines) == len(dict(lines)), "a line stands twice"
+    return {name: set(modules.split()) for name, modules in lines}
+
+
+def drawing() -> str:
+    """The lines of `graph`, wings first, then the core from the top."""
+    lines = graph()
+    names = [*sorted(WINGS), *sorted(set(lines) - WINGS, reverse=True)]
+    return "\n".join(f"{name:<9} -> {' '.join(sorted(lines[name]))}" for name in names)
+
+
+def test_the_drawing_in_contributing_is_the_graph():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert drawn(page) == graph(), f"paste this into CONTRIBUTING.md:\n{drawing()}"
+
+
+def test_a_drawing_is_read_back():
+    assert drawn(drawing()) == graph()
+
+
 def test_the_tests_of_imports_see_every_way_to_import(tmp_path):
     path = tmp_path / "a.py"
     path.write_text(
@@ -137,3 +185,7 @@ def test_encoding_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+if __name__ == "__main__":
+    print(drawing())

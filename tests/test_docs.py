@@ -1,0 +1,161 @@
+"""What the pages say is there: links, paths, names, options and settings."""
+
+import ast
+import importlib
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from audiovq.quality.evaluate import TABLE
+from audiovq.training.recipe import Recipe
+from audiovq.units.report import ROWS
+from audiovq_cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "recipes").glob("*/*.md"),
+    ]
+)
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+COMMANDS = typer.main.get_command(app)
+GONE = re.compile(r"audiovq\.units\.merge_repeats")
+"""What the changelog says is removed."""
+OTHERS = {"loss.name", "model.stream", "train.tsv"}
+"""What looks like a setting and is none."""
+FOLDERS = ("audiovq", "cli", "tests", "docs", "benchmarks", "recipes", "examples", ".ci")
+
+
+def prose(page: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of every `audiovq ...` in blocks and between backticks, lines joined."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$|((?:^ {4}[^\n]*\n)+)", text, flags=re.M | re.S)
+    lines = "\n".join("".join(block) for block in blocks).replace("\\\n", " ").splitlines()
+    quoted = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page))]
+    found = []
+    for line in [*lines, *quoted]:
+        for part in re.split(r" [|;] | && |^\s+", line):
+            if part.startswith("audiovq "):
+                found.append(shlex.split(part, comments=True)[1:])
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(str(page.relative_to(ROOT))), flags=re.M)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for link in links:
+        if link.startswith(("http:", "https:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        assert ROOT in target.resolve().parents, f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(target.resolve()), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_path_and_name_in_backticks_is_there(page):
+    for code in re.findall(r"`([^`\s]+)`", prose(page)):
+        path, _, name = code.partition("::")
+        if path.split("/")[0] in FOLDERS and "/" in path and path.isascii():
+            assert (ROOT / path).exists(), f"{page}: {code}"
+        if name:
+            tree = ast.parse((ROOT / path).read_text())
+            there = {getattr(node, "name", None) for node in tree.body}
+            for node in tree.body:
+                targets = node.targets if isinstance(node, ast.Assign) else []
+                targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+                there |= {target.id for target in targets if isinstance(target, ast.Name)}
+            assert name in there, f"{page}: {code}"
+
+
+def test_commands_are_found_in_blocks_and_between_backticks():
+    found = {tuple(words[:2]) for page in NAMES for words in commands(page)}
+    assert {("decode", "tokens"), ("export", "runs/mine"), ("units", "merge")} <= found
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_command_has_its_options(page):
+    for words in commands(page):
+        verb: Any = COMMANDS
+        rest = iter(words)
+        while hasattr(verb, "commands") and (word := next(rest, "VERB")) != "VERB":
+            if word.startswith("-"):
+                break
+            assert word in verb.commands, f"{page}: audiovq {shlex.join(words)}"
+            verb = verb.commands[word]
+        known = {name for param in verb.params for name in param.opts} | {"--help", "-h"}
+        known |= {"--install-completion", "--show-completion"}
+        for word in rest:
+            if re.match(r"--?[a-z]", word):
+                assert word in known, f"{page}: audiovq {shlex.join(words)}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_setting_is_one_of_the_recipe(page):
+    sections = {section.name: section.default_factory for section in fields(Recipe)}
+    del sections["card"]
+    known = {f"{name}.{setting.name}" for name in sections for setting in fields(sections[name])}
+    text = (ROOT / page).read_text()
+    for setting in re.findall(r"(?:`|--set[ \n]+)((?:model|data|loss|train)\.[a-z_]+)", text):
+        assert setting in known | OTHERS, f"{page}: {setting}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_import_in_a_page_works(page):
+    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S):
+        for node in ast.parse(block).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(ast.unparse(node), {})
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_dotted_name_is_there(page):
+    import audiovq
+
+    for name in re.findall(r"`(audiovq(?:\.\w+)+|AudioVQ\.\w+)[`(]", prose(page)):
+        if GONE.match(name):
+            continue
+        found = audiovq.AudioVQ if name.startswith("AudioVQ") else audiovq
+        for at, part in enumerate(parts := name.split(".")[1:], 1):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(["audiovq", *parts[:at]]))
+            found = getattr(found, part)
+
+
+def test_every_measure_has_its_row():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \| ", page.partition("## The measures")[2], flags=re.M)
+    named: set[str] = set()
+    for row in rows:
+        first, *others = re.findall(r"`(\w+)`", row)
+        named |= {first, *(first.rpartition("_")[0] + other for other in others)}
+    assert named == set(TABLE)
+
+
+def test_every_measure_of_units_is_defined():
+    page = (ROOT / "docs" / "units.md").read_text()
+    said = page.partition("## The measures")[2].replace("\\|", "|").lower()
+    for row in ROWS:
+        words = re.sub(r", (bit|all frames|repeats merged)$", "", row.label.lower())
+        assert words.removeprefix("boundary ") in said, row.label
