@@ -402,6 +402,10 @@ def robust_command(
             fit=fit,
             on_progress=lambda name: status.update(f"Encoding: {name}"),
         )
+    if speakers is not None and not found.probes:
+        left_out.append(
+            "No probe for the speaker: two speakers need pieces of 10 s from two recordings each."
+        )
     if as_json:
         print(json.dumps({"audio": str(audio), "left_out": left_out, **found.as_dict()}))
     else:

@@ -489,7 +489,7 @@ def robustness_picture(found: Robustness) -> "Figure":
         if measure == "accuracy":
             axes.axvline(found.majority, color="0.4", linestyle=":", label="majority phone")
         axes.set_yticks(np.arange(len(shown)), shown)
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(0, 1)
         axes.set_xlabel(title)
     all_axes[-1].legend(fontsize=8)
