@@ -30,6 +30,7 @@ from audiovq.units.report import (
     report_html,
     table_rows,
     utterance_picture,
+    written,
 )
 
 from .options import Force, Json, Quiet, Recursive, print_table
@@ -38,6 +39,8 @@ from .work import Done, OnProgress, work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from audiovq.units.robust import Robustness, Tokenizer
 
 units = typer.Typer(no_args_is_help=True, help="Measure units against phones; write them as text.")
 
@@ -323,6 +326,148 @@ def merge_command(
         what="token files",
     )
     work(todo, convert, quiet=quiet, as_json=as_json)
+
+
+@units.command("robust")
+def robust_command(
+    audio: Annotated[Path, typer.Argument(metavar="AUDIO_DIR", help="Folder of clean recordings.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help='Name or folder of a model; "default" without --command.'),
+    ] = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'PROG {in} {out}'",
+            help="Another tokenizer: a program that encodes a folder of WAV files to token files.",
+        ),
+    ] = None,
+    level: Level = 0,
+    frame_rate: FrameRate = 50.0,
+    alignments: Annotated[
+        Path | None,
+        typer.Option(help="Phone alignments, for the accuracy on other speakers: --speakers too."),
+    ] = None,
+    speakers: Speakers = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="mfcc|mfcc-cmn[:K]",
+            help="K-means on MFCC, without and with cepstral mean normalisation; may be repeated.",
+        ),
+    ] = None,
+    fit_audio: FitAudio = None,
+    conditions: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME...", help="Conditions to measure; all by default."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take so many recordings, evenly spaced.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Take the beginning of each recording.")
+    ] = None,
+    tier: Tier = None,
+    times: Times = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write (.png).")] = None,
+    force: Force = False,
+) -> None:
+    """Measure how far units change with level, noise, rooms, filters, codecs, time and pitch.
+
+    And with --speakers, how well a linear classifier names the speaker from the units.
+
+    Example: audiovq units robust wavs/ --alignments phones/ --speakers parent
+    --baseline mfcc --baseline mfcc-cmn --conditions level-20,white-20,opus-24 --plot robust.png
+    """
+    from audiovq.units.robust import load_speech, robustness, robustness_picture
+
+    if plot is not None:
+        refuse_existing(plot, overwrite=force)
+    chosen, left_out = _conditions(conditions)
+    phones = None if alignments is None else read_alignments(alignments, tier=tier, unit=times)
+    speech = load_speech(audio, alignments=phones, speakers=speakers, limit=limit, seconds=seconds)
+    fit = None if fit_audio is None else load_speech(fit_audio).wavs
+    if len(speech.wavs) < 2:  # babble is made of the others
+        left_out += [f"{name} needs two recordings." for name in chosen if "babble" in name]
+        chosen = [name for name in chosen if "babble" not in name]
+    with Console(stderr=True).status("Encoding") as status:
+        found = robustness(
+            speech,
+            _tokenizers(model, command, level, frame_rate),
+            chosen,
+            baselines=baseline or (),
+            fit=fit,
+            on_progress=lambda name: status.update(f"Encoding: {name}"),
+        )
+    if speakers is not None and not found.probes:
+        left_out.append(
+            "No probe for the speaker: two speakers need pieces of 10 s from two recordings each."
+        )
+    if as_json:
+        print(json.dumps({"audio": str(audio), "left_out": left_out, **found.as_dict()}))
+    else:
+        _print_robustness(found)
+    for line in left_out:
+        _say(line)
+    if plot is not None:
+        _write_png(plot, robustness_picture(found), force)
+
+
+def _conditions(text: str | None) -> tuple[list[str], list[str]]:
+    """The conditions to measure, and why others cannot be: only those not asked for are left."""
+    from audiovq.units.augment import CONDITIONS, missing
+
+    asked = [name.strip() for name in text.split(",")] if text is not None else list(CONDITIONS)
+    absent = {name: said for name in asked if (said := missing(name))}
+    if absent and text is not None:
+        raise FileRefused(next(iter(absent.values())))
+    return [name for name in dict.fromkeys(asked) if name not in absent], list(absent.values())
+
+
+def _tokenizers(
+    model: str | None, command: str | None, level: int, frame_rate: float
+) -> "list[Tokenizer]":
+    """The model, unless a command alone is named, and the command."""
+    from audiovq import AudioVQ
+    from audiovq.units.robust import command_tokenizer, model_tokenizer
+
+    tokenizers = []
+    if model is not None or command is None:
+        codec = AudioVQ.from_pretrained(model or "default")
+        tokenizers.append(model_tokenizer(codec, level=level))
+    if command is not None:
+        tokenizers.append(command_tokenizer(command, level=level, frame_rate=frame_rate))
+    return tokenizers
+
+
+def _print_robustness(found: "Robustness") -> None:
+    Console().print(
+        f"{found.n_recordings} recordings, {found.seconds:.0f} s", highlight=False, soft_wrap=True
+    )
+    titles = {
+        "changed": "Share of frames whose unit changes",
+        "edit_distance": "Edit distance of merged units, for each of the clean recording",
+        "accuracy": "Accuracy on other speakers, speech alone",
+    }
+    for measure, title in titles.items():
+        table = Table(title=title, title_justify="left")
+        table.add_column("condition", no_wrap=True)
+        for kind in found.scores:
+            table.add_column(kind, justify="right", no_wrap=True)
+        for condition in next(iter(found.scores.values())):
+            cells = [getattr(scores[condition], measure) for scores in found.scores.values()]
+            if None not in cells and (condition != "clean" or measure == "accuracy"):
+                table.add_row(condition, *(written(cell, 3) for cell in cells))
+        if measure == "accuracy" and found.majority is not None:
+            table.add_row("majority phone", *[f"{found.majority:.3f}"] * len(found.scores))
+        if table.row_count:
+            print_table(table)
+    for kind, probe in found.probes.items():
+        line = f"{kind}: a linear classifier names {written(probe.accuracy, 2)} of the speakers"
+        chance = f"of 10 s ({probe.n_speakers} of them, chance {probe.chance:.2f})"
+        Console().print(f"{line} {chance}", highlight=False, soft_wrap=True)
 
 
 def _shift(text: str) -> int | Literal["auto"]:

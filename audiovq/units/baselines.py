@@ -1,10 +1,14 @@
 """What units are compared with: k-means on MFCC, and the same units in an order without meaning."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from audiovq.files import FileRefused
+
+if TYPE_CHECKING:
+    from sklearn.cluster import MiniBatchKMeans
 
 N_MFCC = 13
 
@@ -61,23 +65,30 @@ def kmeans_units(
 
     Raises `ValueError` when there are fewer frames than units.
     """
+    clusters = fit_kmeans(features if fit is None else fit, n_units, seed=seed)
+    units = clusters.predict(np.concatenate(list(features))).astype(np.int64)
+    return np.split(units, np.cumsum([len(f) for f in features])[:-1])
+
+
+def fit_kmeans(features: Sequence[np.ndarray], n_units: int, *, seed: int = 0) -> "MiniBatchKMeans":
+    """The `n_units` centroids of features [T, D]; `predict` gives each frame its nearest one.
+
+    Raises `ValueError` when there are fewer frames than units.
+    """
     try:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
         raise FileRefused("k-means needs scikit-learn; pip install '.[units]'.") from error
-    joined = np.concatenate(list(features))
-    fitted = joined if fit is None else np.concatenate(list(fit))
+    fitted = np.concatenate(list(features))
     if len(fitted) < n_units:
         raise ValueError(f"{len(fitted)} frames are too few for {n_units} units; give more audio.")
-    clusters = MiniBatchKMeans(
+    return MiniBatchKMeans(
         n_units,
         n_init=3,
         batch_size=min(10_000, len(fitted)),
         max_iter=100,
         random_state=seed,
     ).fit(fitted)
-    units = clusters.predict(joined).astype(np.int64)
-    return np.split(units, np.cumsum([len(f) for f in features])[:-1])
 
 
 def mfcc_units(

@@ -183,13 +183,17 @@ def held_out_hits(
     folds: np.ndarray,
     n_units: int,
     n_phones: int,
+    *,
+    tried: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames that a code-to-phone map from the other folds names rightly, per utterance.
 
     The map gives each unit the phone it stood for most often in the other folds, and a unit not
     seen there their most frequent phone. Also returned: the hits of that phone alone, the prior.
-    units, phones: [T] per utterance, -1 left out. Both results are int64 [utterances].
+    units, phones: [T] per utterance, -1 left out. `tried`: units and phones that the maps are tried
+    on instead of those they are made from. Both results are int64 [utterances].
     """
+    tried_units, tried_phones = tried or (units, phones)
     n_folds = int(folds.max()) + 1
     tables = np.zeros((n_folds, n_phones, n_units), dtype=np.int64)
     for utterance, fold in enumerate(folds):
@@ -201,8 +205,8 @@ def held_out_hits(
         majority = int(others.sum(axis=1).argmax())
         phone_of = np.where(others.any(axis=0), others.argmax(axis=0), majority)
         for held_out in np.flatnonzero(folds == fold).tolist():
-            labels = phones[held_out]
-            hits[held_out] = (phone_of[units[held_out].astype(np.int64)] == labels).sum()
+            labels = tried_phones[held_out]
+            hits[held_out] = (phone_of[tried_units[held_out].astype(np.int64)] == labels).sum()
             prior[held_out] = (labels == majority).sum()
     return hits, prior
 
