@@ -216,7 +216,8 @@ def test_an_undefined_value_is_none_and_noted(tmp_path):
     assert values(found, tmp_path.name, "si_sdr")[0] is None
     assert found.summary()[0].metrics["si_sdr"].n == 1
     assert found.notes == [
-        "SI-SDR has no value for 1 decoded clips (too short, or an original without speech)."
+        "SI-SDR has no value for 1 decoded clips (too short, or an original without speech or "
+        "without harmonics)."
     ]
 
 

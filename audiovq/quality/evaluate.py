@@ -547,5 +547,5 @@ def _undefined(found: Evaluation) -> Iterator[str]:
         if n:
             yield (
                 f"{TABLE[name].label} has no value for {n} decoded clips (too short, or an "
-                "original without speech)."
+                "original without speech or without harmonics)."
             )

@@ -243,9 +243,9 @@ METRICS: dict[str, Metric] = {
     ),
     **{
         f"harmonicity_{high // 1000}k": Metric(
-            partial(_harmonicity, i), f"harm {high // 1000}k", "0..1", "higher"
+            partial(_harmonicity, i), f"harm {low // 1000}-{high // 1000}k", "0..1", "higher"
         )
-        for i, (_, high) in enumerate(BANDS)
+        for i, (low, high) in enumerate(BANDS)
     },
     "pesq": Metric(pesq_wb, "PESQ", "MOS-LQO", "higher", ("pesq",)),
     "stoi": Metric(stoi, "STOI", "0..1", "higher", ("pystoi",)),

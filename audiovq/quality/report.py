@@ -168,8 +168,10 @@ def write_page(evaluation: Evaluation, folder: str | Path) -> None:
 
 def format_value(name: str, value: float) -> str:
     """A value of the measure `name` with as many decimals as mean something."""
-    decimals = {"stoi": 3, "estoi": 3, "mel": 3, "si_sdr": 1, "lsd": 1, "wer": 1}.get(name, 2)
-    return f"{value:.{decimals}f}"
+    return f"{value:.{_DECIMALS.get(name, 2)}f}"
+
+
+_DECIMALS = {"stoi": 3, "estoi": 3, "speaker": 3, "mel": 3, "si_sdr": 1, "lsd": 1, "wer": 1}
 
 
 def _summary_table(evaluation: Evaluation, summaries: list[Summary]) -> str:
