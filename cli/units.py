@@ -422,7 +422,7 @@ def _conditions(text: str | None) -> tuple[list[str], list[str]]:
     """The conditions to measure, and why others cannot be: only those not asked for are left."""
     from audiovq.units.augment import CONDITIONS, missing
 
-    names = text.split(",") if text is not None else CONDITIONS
+    names = text.split(",") if text is not None else list(CONDITIONS)
     asked = [name.strip() for name in names if name.strip() != "clean"]  # which always stands there
     absent = {name: said for name in asked if (said := missing(name))}
     if absent and text is not None:
