@@ -360,7 +360,9 @@ def robust_command(
     fit_audio: FitAudio = None,
     conditions: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME...", help="Conditions to measure; all by default."),
+        typer.Option(
+            metavar="NAME,NAME...", help="Conditions to measure; all by default, clean for none."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take so many recordings, evenly spaced.")
@@ -419,7 +421,8 @@ def _conditions(text: str | None) -> tuple[list[str], list[str]]:
     """The conditions to measure, and why others cannot be: only those not asked for are left."""
     from audiovq.units.augment import CONDITIONS, missing
 
-    asked = [name.strip() for name in text.split(",")] if text is not None else list(CONDITIONS)
+    names = text.split(",") if text is not None else list(CONDITIONS)
+    asked = [name.strip() for name in names if name.strip() != "clean"]  # which always stands there
     absent = {name: said for name in asked if (said := missing(name))}
     if absent and text is not None:
         raise FileRefused(next(iter(absent.values())))
