@@ -1,8 +1,8 @@
-"""Pictures of tokens and of sound. They need matplotlib, the extra `plot`."""
+"""Pictures of tokens and of sound, and pages of them. They need the extra `plot`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,20 @@ def save_figure(figure: "Figure", path: str | Path, *, overwrite: bool = False) 
     """Write a figure as PNG, whole or not at all."""
     with atomic_output(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def render(template: Path, **values: Any) -> str:
+    """The HTML page of a jinja2 template; whatever text is among `values` is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
 
 
 class Spectrogram(NamedTuple):

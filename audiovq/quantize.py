@@ -53,6 +53,7 @@ class EMACodebook(nn.Module):
         super().__init__()
         self.register_buffer("usage", torch.full((size,), 1 / size))
         self.register_buffer("total", torch.randn(size, dim) / size)
+        # Nothing reads it, but it is among the tensors that a model's fingerprint hashes.
         self.register_buffer("started", torch.tensor(False))
         # Training state: checkpoints keep it, shipped models do not.
         self.register_buffer("reservoir", torch.zeros(0, dim), persistent=False)
@@ -124,6 +125,7 @@ class GradientCodebook(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.vectors = nn.Parameter(torch.randn(size, dim))
+        # As in `EMACodebook`.
         self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()

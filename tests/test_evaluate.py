@@ -387,7 +387,7 @@ def test_the_page_holds_all_it_links_to(originals, tmp_path):
     assert not any(link.startswith(("/", "http")) for link in page.links)
     written = {p for p in folder.rglob("*") if p.is_file()} - {folder / "index.html"}
     assert written == set(targets)
-    assert "100% &lt;odd&gt; &amp; &#x27;name&#x27;.wav" in (folder / "index.html").read_text()
+    assert "100% &lt;odd&gt; &amp; &#39;name&#39;.wav" in (folder / "index.html").read_text()
     decoded, rate = soundfile.read(folder / "audio" / "002-a" / "fake-n_q=8.flac")
     assert (len(decoded), rate) == (8000, RATE)
 

@@ -33,3 +33,17 @@ def test_the_entry_point_is_the_app():
 
 def test_all_names_exist():
     assert all(hasattr(audiovq, name) for name in audiovq.__all__)
+
+
+def test_what_is_no_python_is_in_the_package_too():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    root = ROOT / "audiovq"
+    packed = {
+        path
+        for package, globs in patterns.items()
+        for glob in globs
+        for path in root.joinpath(*package.split(".")[1:]).glob(glob)
+    }
+    others = {path for path in root.rglob("*") if path.is_file() and ".py" not in path.suffix}
+    assert {path.name for path in others} >= {"page.html", "config.json"}
+    assert others - packed - {root / "py.typed"} == set()

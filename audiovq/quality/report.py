@@ -1,6 +1,5 @@
 """Pictures and pages of an `Evaluation`: the rate-quality plot and the listening page."""
 
-import html
 import os
 import shutil
 import tempfile
@@ -14,7 +13,8 @@ import numpy as np
 
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused, atomic_output
-from audiovq.quality.evaluate import ORIGINAL, TABLE, Evaluation, Row, Summary
+from audiovq.pictures import render
+from audiovq.quality.evaluate import ORIGINAL, TABLE, Evaluation, Row
 from audiovq.quality.metrics import SAMPLE_RATE
 
 
@@ -90,6 +90,7 @@ def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bo
             raise FileRefused(f"{path} is not a picture that matplotlib writes: {error}") from error
 
 
+_GENERATOR = "audiovq evaluate"  # by this a page is known
 _COLORS = ["#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#b45309", "#0e7490"]
 _RATE_TICKS = [0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256]
 
@@ -144,26 +145,29 @@ def write_page(evaluation: Evaluation, folder: str | Path) -> None:
         if row.audio is None:
             raise ValueError("the evaluation kept no audio; evaluate with audio_dir.")
         _draw_spectrogram(folder / "audio" / row.audio, folder / _picture(row))
-    plot = ""
+    plot = None
     if any(summary.bitrate for summary in summaries):
-        plot_rate_quality(evaluation, folder / "rate-quality.png", overwrite=True)
-        plot = '<img class="plot" src="rate-quality.png" alt="Each measure against the bitrate">'
+        plot = "rate-quality.png"
+        plot_rate_quality(evaluation, folder / plot, overwrite=True)
     clips: dict[str, list[Row]] = {}
     for row in evaluation.rows:
         clips.setdefault(row.file, []).append(row)
-    notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in evaluation.notes)
-    body = "\n".join(_clip_section(evaluation, file, rows) for file, rows in clips.items())
-    text = _PAGE.format(
-        style=_STYLE,
-        n_clips=f"{len(clips)} clip{'s' if len(clips) > 1 else ''}",
+    page = render(
+        Path(__file__).with_name("page.html"),
+        generator=_GENERATOR,
+        evaluation=evaluation,
+        summaries=summaries,
+        measures=TABLE,
+        clips=clips,
         seconds=sum(rows[0].seconds for rows in clips.values()),
-        table=_summary_table(evaluation, summaries),
-        notes=notes,
         plot=plot,
-        clips=body,
+        written=format_value,
+        picture=_picture,
+        sound=_sound,
+        url=lambda path: quote(path.as_posix()),
     )
     with atomic_output(folder / "index.html", overwrite=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
 
 
 def format_value(name: str, value: float) -> str:
@@ -174,61 +178,12 @@ def format_value(name: str, value: float) -> str:
 _DECIMALS = {"stoi": 3, "estoi": 3, "speaker": 3, "mel": 3, "si_sdr": 1, "lsd": 1, "wer": 1}
 
 
-def _summary_table(evaluation: Evaluation, summaries: list[Summary]) -> str:
-    head = "".join(
-        f"<th>{TABLE[name].label}<small>{TABLE[name].unit}, {TABLE[name].better}</small></th>"
-        for name in evaluation.metrics
-    )
-    rows = []
-    for summary in summaries:
-        rate = "" if summary.bitrate is None else f"{summary.bitrate / 1000:.2f}"
-        cells = []
-        for name in evaluation.metrics:
-            mean = summary.metrics[name]
-            interval = ""
-            if mean is not None and mean.low is not None and mean.high is not None:
-                low, high = format_value(name, mean.low), format_value(name, mean.high)
-                interval = f"<small>{low} to {high}</small>"
-            value = "" if mean is None else format_value(name, mean.mean)
-            cells.append(f"<td>{value}{interval}</td>")
-        rows.append(
-            f"<tr><th>{html.escape(summary.system)}</th><td>{rate}</td>{''.join(cells)}</tr>"
-        )
-    return (
-        f"<table><tr><th></th><th>rate<small>kbit/s on disk</small></th>{head}</tr>"
-        f"{''.join(rows)}</table>"
-    )
-
-
-def _clip_section(evaluation: Evaluation, file: str, rows: list[Row]) -> str:
-    cards = []
-    for row in rows:
-        rate = f"{8 * row.n_bytes / row.seconds / 1000:.2f} kbit/s" if row.n_bytes else ""
-        scores = " ".join(
-            f"<span>{TABLE[name].label} <b>{format_value(name, value)}</b></span>"
-            for name in evaluation.metrics
-            if (value := row.values.get(name)) is not None
-        )
-        cards.append(
-            f"<div class='card'><h3>{html.escape(row.system)}<small>{rate}</small></h3>"
-            f"<div class='picture'><img src='{_url(_picture(row))}' alt='spectrogram'>"
-            "<i>8 kHz</i></div>"
-            f"<audio controls preload='metadata' src='{_url(Path('audio', str(row.audio)))}'>"
-            "</audio>"
-            f"<p class='scores'>{scores}</p></div>"
-        )
-    return (
-        f"<section><h2>{html.escape(file)}<small>{rows[0].seconds:.1f} s</small></h2>"
-        f"<div class='grid'>{''.join(cards)}</div></section>"
-    )
-
-
 def _picture(row: Row) -> Path:
     return Path("spectrograms") / Path(str(row.audio)).with_suffix(".png")
 
 
-def _url(path: Path) -> str:
-    return quote(path.as_posix())
+def _sound(row: Row) -> Path:
+    return Path("audio", str(row.audio))
 
 
 def _draw_spectrogram(audio: Path, picture: Path) -> None:
@@ -251,66 +206,5 @@ def _draw_spectrogram(audio: Path, picture: Path) -> None:
 
 
 def _is_page(folder: Path) -> bool:
-    index = folder / "index.html"
-    return index.is_file() and _MARK in index.read_text(encoding="utf-8", errors="replace")
-
-
-_MARK = '<meta name="generator" content="audiovq evaluate">'
-_PAGE = (
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-"""
-    + _MARK
-    + """
-<title>Listening page</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>Listening page</h1>
-<p>{n_clips}, {seconds:.0f} s in all: the original, and what each codec makes of it. Means over the
-clips with 95&nbsp;% bootstrap intervals. Spectrograms go from 0 to 8 kHz.</p>
-<div class="wide">{table}</div>
-{notes}
-{plot}
-{clips}
-<script>
-// One clip plays at a time.
-document.addEventListener("play", (event) => {{
-  for (const audio of document.querySelectorAll("audio")) {{
-    if (audio !== event.target) audio.pause();
-  }}
-}}, true);
-</script>
-</body>
-</html>
-"""
-)
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #888; --card: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: .3rem }
-h2 { font-size: 1.1rem; margin: 2.5rem 0 .6rem; overflow-wrap: anywhere }
-h3 { font-size: .95rem; margin: 0 0 .4rem; display: flex; justify-content: space-between }
-small { color: var(--soft); font-weight: normal }
-h2 small { margin-left: .6rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; vertical-align: top }
-th small, td small { display: block; font-size: .75rem }
-tr > :first-child { text-align: left; padding-left: 0 }
-.note { color: var(--soft); margin: .4rem 0 }
-.plot { max-width: 100%; margin-top: 1.5rem; background: #fff; border-radius: 6px }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(265px, 1fr)); gap: 1rem }
-.card { background: var(--card); border-radius: 8px; padding: .7rem }
-.picture { position: relative; line-height: 0 }
-.picture img { width: 100%; height: 130px; border-radius: 4px }
-.picture i { position: absolute; left: 6px; top: 5px; font: 10px/1 system-ui; color: #fff9 }
-audio { width: 100%; height: 36px; margin-top: .5rem }
-.scores { margin: .4rem 0 0; font-size: .8rem; color: var(--soft) }
-.scores span { margin-right: .6rem; white-space: nowrap }
-.scores b { color: CanvasText }
-"""
+    index, mark = folder / "index.html", f'<meta name="generator" content="{_GENERATOR}">'
+    return index.is_file() and mark in index.read_text(encoding="utf-8", errors="replace")

@@ -122,6 +122,8 @@ def train(
         raise FileRefused(
             f"The training in {out} broke off: {error}; --resume goes on from its last checkpoint."
         ) from error
+    finally:
+        run.close()
     return out
 
 
@@ -154,6 +156,7 @@ class Run:
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
         self.bad_steps = 0
         self.saved_step = -1
+        self.batches: Iterator[dict[str, Any]] = iter(())
         if start is not None:
             self._load(start)
         self.log = RunLog(recipe, out, fabric, self.step)
@@ -173,7 +176,7 @@ class Run:
         settings = self.recipe.train
         self.log.say(self._start_line())
         self._train_mode()
-        batches = self._batches()
+        batches = self.batches = self._batches()
         while self.step < settings.steps:
             if not self.quantize and self.step >= settings.autoencoder_steps:
                 self._start_quantizer()
@@ -191,6 +194,13 @@ class Run:
             if self.step % settings.checkpoint_every == 0 or last:
                 self._save()
             yield self.step
+
+    def close(self) -> None:
+        """End the processes that read: they leave signals to this one, and so would outlive an
+        error, and an interpreter that ends waits for them."""
+        shut_down = getattr(self.batches, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
 
     def stop_if(self, signum: int) -> None:
         """Write a checkpoint and raise `TrainingStopped` when a rank got a signal: not 0."""

@@ -4,16 +4,16 @@ Pictures are drawn with matplotlib (extra `units`), on figures of their own: no 
 """
 
 import base64
-import html
 import io
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiovq.pictures import new_figure, spectrogram_db
+from audiovq.pictures import new_figure, render, spectrogram_db
 from audiovq.segment import run_lengths
 from audiovq.units.abx import Abx
 from audiovq.units.alignments import SILENCE, Interval
@@ -190,54 +190,18 @@ def report_html(
     notes: Sequence[str] = (),
 ) -> str:
     """One HTML page that stands alone: notes, the tables, and pictures (PNG) by caption."""
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
-        f"<h1>{html.escape(title)}</h1>",
-    ]
-    lines = [*notes, *(described(name, e) for name, e in systems.items())]
-    parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
-    for silence, heading in ((False, "Speech alone"), (True, "With silence as a phone")):
-        parts.append(f"<h2>{heading}</h2>")
-        parts.append(_html_table(systems, table_rows(systems, silence=silence, abx=abx)))
-    parts.append(
-        "<p>± is the wider side of a 95 % bootstrap interval over utterances. Boundaries count "
-        "within 20 ms. On few frames PNMI rises with the number of units by itself: compare at "
-        "the same K, and read the corrected one and the accuracy on other speakers beside it.</p>"
+    return render(
+        Path(__file__).with_name("page.html"),
+        title=title,
+        lines=[*notes, *(described(name, e) for name, e in systems.items())],
+        systems=systems,
+        tables=[
+            (heading, table_rows(systems, silence=silence, abx=abx))
+            for silence, heading in ((False, "Speech alone"), (True, "With silence as a phone"))
+        ],
+        pictures=[(name, base64.b64encode(png).decode()) for name, png in (pictures or {}).items()],
+        rows_said=(*ROWS, *(ABX_ROWS if abx else ())),
     )
-    for caption, picture in (pictures or {}).items():
-        data = base64.b64encode(picture).decode()
-        parts.append(
-            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
-            f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"></figure>'
-        )
-    parts.append("<h2>What the measures say</h2><dl>")
-    for row in (*ROWS, *(ABX_ROWS if abx else ())):
-        parts.append(f"<dt>{html.escape(row.label)}</dt><dd>{html.escape(row.says)}</dd>")
-    parts.append("</dl></html>")
-    return "\n".join(parts) + "\n"
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .9rem .2rem 0; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.5rem 0; } figcaption { font-weight: 600; margin-bottom: .3rem; }
-img { max-width: 100%; } dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; }
-"""
-
-
-def _html_table(systems: Mapping[str, Evaluation], rows: list[list[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f"<table>{line(['', *systems], 'th')}{body}</table>"
 
 
 def _blocks(
