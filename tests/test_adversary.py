@@ -14,10 +14,10 @@ RECIPE = Recipe(data=DataSettings(train=(ManifestSettings("x.jsonl"),)))
 pytestmark = pytest.mark.filterwarnings("ignore")  # Fabric's own, on every start
 
 
-def adversary(**loss) -> Adversary:
+def adversary(precision="32-true", **loss) -> Adversary:
     torch.manual_seed(0)
     recipe = replace(RECIPE, loss=LossSettings(**loss))
-    return Adversary(recipe, Fabric(accelerator="cpu", devices=1, precision="32-true"))
+    return Adversary(recipe, Fabric(accelerator="cpu", devices=1, precision=precision))
 
 
 @pytest.fixture
@@ -27,9 +27,10 @@ def sounds():
     return real, fake, plain
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("balance", [0.5, 2.0])
-def test_the_gradient_has_the_share_that_is_asked_for(sounds, balance):
-    judged = adversary(adversarial_balance=balance).step(*sounds)
+def test_the_gradient_has_the_share_that_is_asked_for(sounds, balance, precision):
+    judged = adversary(precision, adversarial_balance=balance).step(*sounds)
     expected = balance * float(sounds[2].norm())
     assert float(judged.gradient.norm()) == pytest.approx(expected, rel=1e-4)
 

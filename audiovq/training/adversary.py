@@ -64,7 +64,9 @@ class Adversary:
             self.weights.adversarial * losses["adversarial"]
             + self.weights.feature * losses["feature"]
         )
-        (gradient,) = torch.autograd.grad(asked, fake, retain_graph=True)
+        self.fabric.backward(asked, retain_graph=True, inputs=[fake])
+        assert fake.grad is not None
+        gradient, fake.grad = fake.grad, None
         good = all_finite(self.fabric, losses["discriminator"], gradient)
         if good:
             self.fabric.backward(losses["discriminator"])
