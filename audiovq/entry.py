@@ -15,12 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiovq.audio import HIGHEST_LEVEL
 from audiovq.config import ModelConfig
-
-PEAK = 8.0
-"""Largest magnitude of a sample. Resampling and lossy formats go a little beyond 1. Of the bundled
-model's .92 of STOI .91 are left of sound that reaches 2, .81 at 8 and .46 at 32: that is no sound,
-but numbers of another scale."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,7 +63,7 @@ def as_wav(wav: Tensor | np.ndarray, device: torch.device) -> Tensor:
     """Samples [B, 1, N] of any floating-point type as float32 on `device`, without gradients.
 
     Raises `ValueError` for another shape or type, and for samples that are not finite or beyond
-    `PEAK`.
+    `audio.HIGHEST_LEVEL`.
     """
     if isinstance(wav, np.ndarray) and wav.dtype.kind == "f":
         with np.errstate(over="ignore"):  # infinities are refused below
@@ -83,10 +79,10 @@ def as_wav(wav: Tensor | np.ndarray, device: torch.device) -> Tensor:
     peak = float(wav.abs().amax()) if wav.numel() else 0.0
     if not math.isfinite(peak):
         raise ValueError("wav holds samples that are not finite (NaN or infinity).")
-    if peak > PEAK:
+    if peak > HIGHEST_LEVEL:
         raise ValueError(
             f"wav reaches {peak:g}, and samples must be in -1..1 (a little more is taken, up to "
-            f"{PEAK:g}); divide it by its full scale, which is 32768 for 16-bit samples."
+            f"{HIGHEST_LEVEL:g}); divide it by its full scale, which is 32768 for 16-bit samples."
         )
     return wav
 

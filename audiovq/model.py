@@ -100,7 +100,7 @@ class AudioVQ(nn.Module):
         On a CPU an item's codes do not depend on the other items, nor on the padding. On a GPU all
         items are computed at once, with sums in another order: a few tokens may be others.
         Raises `ValueError` for a wrong shape, type, n_q or length, and for samples, the padding's
-        among them, that are not finite or beyond `entry.PEAK` (8): they are of another scale.
+        among them, that are not finite or beyond `audio.HIGHEST_LEVEL`: they are of another scale.
         """
         n_q = self.check_n_q(n_q)
         wav = as_wav(wav, self.device)

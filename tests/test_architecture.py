@@ -16,8 +16,8 @@ WINGS = {"training", "quality", "units"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
     {"files", "config", "hearing", "segment", "moved"},
-    {"layers", "entry", "weights", "hub"},
-    {"codes", "audio", "source", "quantize", "health"},
+    {"layers", "audio", "entry", "weights", "hub"},
+    {"codes", "source", "quantize", "health"},
     {"network", "pictures"},
     {"stream"},
     {"model"},

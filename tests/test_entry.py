@@ -12,7 +12,7 @@ import torch
 from tiny import TINY, started_model
 
 from audiovq import Codes
-from audiovq.entry import PEAK
+from audiovq.audio import HIGHEST_LEVEL
 
 BAD_SOUND = [
     (torch.zeros(1, 1, 400, dtype=torch.int16), "not int16; divide 16-bit samples by 32768"),
@@ -114,8 +114,8 @@ def test_codes_of_any_whole_numbers_are_taken(tiny_model, speech, dtype):
 
 
 def test_a_little_beyond_one_is_taken(tiny_model, speech):
-    wav = speech / speech.abs().max() * PEAK
-    assert tiny_model.encode(wav.clamp(-PEAK, PEAK)).indices.shape[2] > 100
+    wav = speech / speech.abs().max() * HIGHEST_LEVEL
+    assert tiny_model.encode(wav.clamp(-HIGHEST_LEVEL, HIGHEST_LEVEL)).indices.shape[2] > 100
 
 
 def test_what_a_stream_gives_can_be_trained_on(tiny_model, speech):
