@@ -120,6 +120,8 @@ def test_changes_override_the_file(tmp_path):
         ("[card]\na = " + "[" * 40 + "]" * 40 + "\n", "nested too deeply for a card"),
         ("[card]\na = " + "[" * 9000 + "]" * 9000 + "\n", "nested too deeply"),
         ("[card]\n" + "a." * 9000 + "b = 1\n", "nested too deeply"),
+        ("[" + "a." * 60_000 + "b]\nc = 1\n", "nested too deeply"),
+        ("#" * 2_000_000, "too long"),
         ("[train]\ndevices = 5\n", r"multiple of train.devices \(5\), not 12"),
         ("[loss]\nunit_gradient = 1.5\n", r"loss.unit_gradient must be in 0\.\.1, not 1.5"),
         ('[train]\nlearn = "encoder"\n', 'train.learn must be "all" or "decoder"'),

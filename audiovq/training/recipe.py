@@ -12,6 +12,10 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused
 
+LONGEST_RECIPE = 1 << 20
+"""Characters of a recipe file."""
+DEEPEST_KEY = 100
+"""Parts of a dotted key."""
 DEEPEST_CARD = 16
 """Sections and lists inside one another that a card may have."""
 
@@ -314,13 +318,23 @@ def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
         raise FileRefused(f"{path}: {error}") from error
 
 
+def _has_long_key(text: str) -> bool:
+    """Whether TOML has a key of very many parts, which takes its parser their number squared."""
+    keys = (line.partition("=")[0].lstrip() for line in text.splitlines())
+    return any(key.count(".") > DEEPEST_KEY and key[0] != "#" for key in keys)
+
+
 def _read_values(path: Path) -> dict[str, Any]:
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8")
+        if len(text) > LONGEST_RECIPE or _has_long_key(text):
+            raise FileRefused(f"{path} is too long, or nested too deeply, for a recipe.")
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except OSError as error:
         raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+    except FileRefused:
+        raise
     except ValueError as error:
         raise FileRefused(f"{path} is not {kind}: {error}.") from error
     except RecursionError as error:
