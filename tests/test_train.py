@@ -405,6 +405,34 @@ def test_a_new_source_learns_from_codes_computed_once(recipe, tiny_folder, speec
         replace(mine, train=recipe.train, data=recipe.data)
 
 
+def test_a_run_that_is_left_does_not_keep_the_interpreter_from_ending(manifest, tmp_path):
+    """Its processes that read ignore the signal by which multiprocessing ends its own."""
+    code = (
+        "from lightning_fabric import Fabric\n"
+        "from pathlib import Path\n"
+        "from audiovq.training.loop import Run\n"
+        "from audiovq.training.recipe import DataSettings, ManifestSettings\n"
+        "from audiovq.training.recipe import Recipe, TrainSettings\n"
+        "from tiny import TINY\n"
+        f"data = DataSettings((ManifestSettings({str(manifest)!r}),), batch_size=4, workers=1)\n"
+        "train = TrainSettings(steps=9, autoencoder_steps=8, adversarial_from=9)\n"
+        "fabric = Fabric(accelerator='cpu', devices=1)\n"
+        f"run = Run(Recipe(TINY, data, train=train), Path({str(tmp_path / 'run')!r}), fabric)\n"
+        "steps = run.steps()\n"
+        "print(next(steps))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_a_run_goes_on_from_a_model(recipe, tiny_folder, tmp_path):
     settings = replace(recipe.train, initial_model=str(tiny_folder), steps=1)
     for change in ({}, {"unit_blocks": 1}, {"unit_blocks": 1, "spectrum_size": 512}):

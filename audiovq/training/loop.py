@@ -9,7 +9,8 @@ data are functions of the step, so that a run which stops and resumes is the run
 import logging
 import math
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -156,7 +157,8 @@ class Run:
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
         self.bad_steps = 0
         self.saved_step = -1
-        self.batches: Iterator[dict[str, Any]] = iter(())
+        self.close: Callable[[], object] = lambda: None
+        """Ends the processes that read, if there are any."""
         if start is not None:
             self._load(start)
         self.log = RunLog(recipe, out, fabric, self.step)
@@ -176,7 +178,9 @@ class Run:
         settings = self.recipe.train
         self.log.say(self._start_line())
         self._train_mode()
-        batches = self.batches = self._batches()
+        batches = self._batches()
+        # They leave signals to this process, which would wait for them for ever when it ends.
+        self.close = weakref.finalize(self, _end_readers, batches)
         while self.step < settings.steps:
             if not self.quantize and self.step >= settings.autoencoder_steps:
                 self._start_quantizer()
@@ -194,13 +198,6 @@ class Run:
             if self.step % settings.checkpoint_every == 0 or last:
                 self._save()
             yield self.step
-
-    def close(self) -> None:
-        """End the processes that read: they leave signals to this one, and so would outlive an
-        error, and an interpreter that ends waits for them."""
-        shut_down = getattr(self.batches, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
 
     def stop_if(self, signum: int) -> None:
         """Write a checkpoint and raise `TrainingStopped` when a rank got a signal: not 0."""
@@ -465,6 +462,12 @@ def blame(reports: list[tuple[list[str], list[str]]]) -> tuple[list[str], list[s
     guilty = [report for report in reports if report[0]] or reports
     names = list(dict.fromkeys(name for bad, _ in guilty for name in bad))
     return names, [name for _, recordings in guilty for name in recordings]
+
+
+def _end_readers(batches: Iterator[dict[str, Any]]) -> None:
+    shut_down = getattr(batches, "_shutdown_workers", None)  # there are none without workers
+    if shut_down is not None:
+        shut_down()
 
 
 def _next_batch(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
