@@ -33,6 +33,8 @@ class Range:
 
     def refuse(self, name: str, value: float) -> None:
         """Raise `ValueError` for any other number."""
+        if isinstance(value, int) and abs(value) > 1 << 1000:  # no float is so large
+            raise ValueError(f"{name} is too large a number.")
         low = self.least < value if self.above else self.least <= value
         if low and value <= self.most and math.isfinite(value):
             return
