@@ -71,7 +71,7 @@ def test_each_learns_to_tell_decoded_speech_from_recordings():
     real, fake = (x.reshape(-1, 1, 8_000) for x in (wav, decoded))
     discriminator = Discriminator()
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, betas=(0.8, 0.99))
-    for _ in range(60):
+    for _ in range(130):
         crops = torch.randperm(len(real))[:4]
         loss = discriminator_loss(discriminator(real[crops]), discriminator(fake[crops]))
         loss.backward()
@@ -80,4 +80,4 @@ def test_each_learns_to_tell_decoded_speech_from_recordings():
     with torch.no_grad():
         judged = zip(discriminator(real), discriminator(fake))
         losses = [float(discriminator_loss([r], [f])) for r, f in judged]
-    assert max(losses) < 1.5, losses  # 2 is to know nothing
+    assert max(losses) < 1.0, losses  # 2 is to know nothing
