@@ -6,7 +6,7 @@ import reprlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-_MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "source_channels")
+_MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "level_frames", "source_channels")
 SOURCE_SETTINGS = (
     "source_channels",
     "source_blocks",
@@ -23,6 +23,7 @@ MOST = {
     "channels": 1 << 14,
     "encoder_blocks": 256,
     "encoder_expansion": 64,
+    "level_frames": 1 << 12,
     "decoder_channels": 1 << 14,
     "decoder_blocks": 256,
     "decoder_expansion": 64,
@@ -65,6 +66,9 @@ class ModelConfig:
     spectrum_size: int = 0
     """Samples of the windows, two for each frame, whose log spectrum joins the encoder's frames.
     Convolutions find magnitudes hard to learn. 0: none."""
+    level_frames: int = 0
+    """Frames from which the encoder knows the level of the sound, which it divides out, so that the
+    units do not hear it; the sound's own blocks are told. Only with unit_blocks. 0: none."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""
     decoder_channels: int = 384
@@ -166,6 +170,11 @@ class ModelConfig:
                 f'unit_blocks needs unit_level "split"; with "{self.unit_level}" it must be 0, '
                 f"not {self.unit_blocks}."
             )
+        if self.level_frames and not self.unit_blocks:
+            raise ValueError(
+                f"level_frames needs unit_blocks, or the units would be told the level; without "
+                f"them it must be 0, not {self.level_frames}."
+            )
         if self.unit_blocks > self.encoder_blocks[-1]:
             raise ValueError(
                 f"unit_blocks must be at most the encoder's last number of blocks "
@@ -232,7 +241,8 @@ class ModelConfig:
             samples += blocks * (self.kernel_size - 1) * rate
         spectrum = self.spectrum_size - 1 - self.hop_length // 2  # its window begins with a zero
         last = self.encoder_blocks[-1] * (self.kernel_size - 1) * self.hop_length
-        return max(samples, spectrum + last) + self.hop_length * (1 + self.lookahead)
+        level = max(0, self.level_frames - 1) * self.hop_length
+        return max(samples, spectrum + last) + level + self.hop_length * (1 + self.lookahead)
 
     @property
     def source_delay(self) -> int:
@@ -290,9 +300,11 @@ class ModelConfig:
     def tokens_json(self) -> str:
         """The fields that tell the tokens of one model from another's, as indented JSON.
 
-        Fields of the decoder that came after the first release are left out: they change no token,
-        and token files name a model by a hash of this text."""
+        Fields that came after the first release are left out: those of the decoder, which change no
+        token, and others where they are off. Token files name a model by a hash of this text."""
         values = asdict(self)
         for name in SOURCE_SETTINGS:
             del values[name]
+        if not self.level_frames:
+            del values["level_frames"]
         return json.dumps(values, indent=2)

@@ -317,6 +317,46 @@ class LogSpectrum(nn.Module):
         return features.reshape(len(wav), -1, self.size), past[:, wav.shape[1] :]
 
 
+class LevelNorm(nn.Module):
+    """Divides the level out of a signal, as it is known from the last `n_frames` frames.
+
+    Samples [B, T * hop] become samples whose speech has the level `REFERENCE`, and [B, T, 1], the
+    logarithm of the level that was divided out, 0 for the reference and 1 for ten times that.
+
+    The level is the mean power of the frames, each weighted by its own power, so that pauses do not
+    count, and by how recent it is, so that no frame leaves all at once. A louder signal is the same
+    signal after this, from its first frame on, as long as it is louder than `FAINT`.
+    """
+
+    REFERENCE = 0.1
+    """Root mean square of speech that leaves it."""
+    FAINT = 1e-9
+    """Power, 90 dB below full scale, of which a frame is thought to come before the start."""
+
+    weights: Tensor
+
+    def __init__(self, n_frames: int, hop_length: int) -> None:
+        super().__init__()
+        self.hop_length = hop_length
+        weights = torch.arange(1, n_frames + 1, dtype=torch.float32) / n_frames
+        self.register_buffer("weights", weights[:, None], persistent=False)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The silence before the start: powers [B, n_frames - 1]."""
+        return self.weights.new_zeros(batch, len(self.weights) - 1)
+
+    def forward(self, wav: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        frames = wav.unflatten(1, (-1, self.hop_length))
+        past = torch.cat([state, frames.square().mean(dim=2)], dim=1)
+        powers = past.unfold(1, frames.shape[1], 1)  # [B, n_frames, T]
+        weighted = powers * self.weights
+        power = ((weighted * powers).sum(dim=1) + self.FAINT**2) / (
+            weighted.sum(dim=1) + self.FAINT
+        )
+        level = power.sqrt().unsqueeze(2) / self.REFERENCE  # [B, T, 1]
+        return (frames / level).flatten(1), level.log10(), past[:, frames.shape[1] :]
+
+
 class Fourier(nn.Module):
     """Fourier transform of real frames [..., n], n even, as real and imaginary parts, of
     [..., n / 2 + 1] each, and its inverse."""

@@ -21,7 +21,7 @@ from audiovq.config import SOURCE_SETTINGS, ModelConfig
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.network import Decoder, Encoder
-from audiovq.quantize import Quantized, Search, make_quantizer
+from audiovq.quantize import Quantized, Search, make_quantizer, nearest
 from audiovq.stream import Stream
 from audiovq.weights import check_finite, check_types, kept, load_weights
 
@@ -31,6 +31,8 @@ BATCH_FRAMES = 512
 """Frames of each item that a GPU computes at once when more are there."""
 CONFIG_BYTES = 1 << 24
 """Size of the largest config with its card."""
+_ADDED = ("encoder.spectrum.", "encoder.unit_spectrum.", "encoder.level.")
+"""Weights that may come later, and begin at 0."""
 DEFAULT_FOLDER = Path(__file__).parent / "default"
 
 
@@ -247,6 +249,14 @@ class AudioVQ(nn.Module):
         z, _ = self.encoder(padded, self.encoder.initial_state(len(wav)))
         return z[:, self.config.lookahead :].float()
 
+    @torch.no_grad()
+    def units(self, wav: Tensor) -> Tensor:
+        """Level 0 [B, T] of wav [B, 1, N], N a multiple of hop_length, all items at once: those of
+        `encode` but for sums in another order."""
+        vectors = self.quantizer.unit_vectors(self.latent(wav))
+        codes = nearest(vectors.flatten(0, 1), self.quantizer.codebooks[0].vectors)
+        return codes.view(vectors.shape[:2])
+
     @entry
     @torch.no_grad()
     def unit_distances(self, wav: Tensor | np.ndarray) -> Tensor:
@@ -383,16 +393,24 @@ class AudioVQ(nn.Module):
             self.save_pretrained(folder)
             hub.publish(Path(folder), repository, private=private)
 
-    def grown(self, *, unit_blocks: int = 0, spectrum_size: int = 0) -> "AudioVQ":
+    def grown(
+        self, *, unit_blocks: int = 0, spectrum_size: int = 0, level_frames: int = 0
+    ) -> "AudioVQ":
         """A model that computes the same, with room to learn more; 0 leaves a size as it is.
 
         unit_blocks: blocks of the units' own, which begin as copies of the encoder's last ones.
         spectrum_size: that of `ModelConfig`; the spectrum begins with weights of 0.
+        level_frames: that of `ModelConfig`. With it the model computes the same of sound at one
+            level alone; it begins with weights of 0, deaf to the level, which it has to learn.
 
         Raises `ValueError` when the model has one of them in another size already, when nothing
         is asked for, and as `ModelConfig` does.
         """
-        wanted = {"unit_blocks": unit_blocks, "spectrum_size": spectrum_size}
+        wanted = {
+            "unit_blocks": unit_blocks,
+            "spectrum_size": spectrum_size,
+            "level_frames": level_frames,
+        }
         changes: dict[str, Any] = {}
         for name, size in wanted.items():
             has = getattr(self.config, name)
@@ -401,7 +419,7 @@ class AudioVQ(nn.Module):
             if size and not has:
                 changes[name] = size
         if not changes:
-            raise ValueError("Give a unit_blocks or spectrum_size that the model does not have.")
+            raise ValueError(f"Give one of {', '.join(wanted)} that the model does not have.")
         grown = AudioVQ(replace(self.config, **changes), dict(self.card))
         tensors = self.state_dict()
         if "unit_blocks" in changes:
@@ -417,7 +435,7 @@ class AudioVQ(nn.Module):
                 elif name.startswith("encoder.norm."):
                     tensors[name.replace("norm", "unit_norm")] = tensors[name]
         for name, tensor in grown.state_dict().items():
-            if "spectrum." in name and name not in tensors:
+            if name.startswith(_ADDED) and name not in tensors:
                 tensors[name] = torch.zeros_like(tensor)
         grown.load_state_dict(tensors)
         return grown.to(self.device).train(self.training)

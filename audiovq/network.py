@@ -11,6 +11,7 @@ from audiovq.layers import (
     CausalConv,
     CausalStack,
     Fourier,
+    LevelNorm,
     LogSpectrum,
     OverlapAdd,
     ResidualBlock,
@@ -30,6 +31,9 @@ class Encoder(nn.Module):
 
     With `spectrum_size` a log spectrum joins the frames where the convolutions have reached the
     frame rate, and the units' own blocks once more.
+
+    With `level_frames` all of it sees the sound at one level, and the sound's own blocks are told
+    the level that was divided out.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -57,6 +61,10 @@ class Encoder(nn.Module):
             self.spectrum = nn.Linear(config.spectrum_size, width)
             if self.unit_blocks:
                 self.unit_spectrum = nn.Linear(config.spectrum_size, width)
+        self.level_norm = None
+        if config.level_frames:
+            self.level_norm = LevelNorm(config.level_frames, config.hop_length)
+            self.level = nn.Linear(1, width)
         self.unit_gradient = 1.0
         """Share of the units' gradient that reaches the layers they share with the sound."""
 
@@ -67,29 +75,37 @@ class Encoder(nn.Module):
             state += self.sound.initial_state(batch) + self.units.initial_state(batch)
         if self.log_spectrum is not None:
             state.append(self.log_spectrum.initial_state(batch))
+        if self.level_norm is not None:
+            state.append(self.level_norm.initial_state(batch))
         return state
 
     def forward(self, wav: Tensor, state: State) -> tuple[Tensor, State]:
-        x, after, features, after_spectrum = wav.transpose(1, 2), [], None, []
+        after, after_front, features, level = [], [], None, None
+        if self.level_norm is not None:
+            *state, past = state
+            wav, level, past = self.level_norm(wav.squeeze(1), past)
+            wav, after_front = wav.unsqueeze(1), [past]
         if self.log_spectrum is not None:
             features, past = self.log_spectrum(wav.squeeze(1), state[-1])
-            after_spectrum = [past]
+            after_front = [past, *after_front]
+        x = wav.transpose(1, 2)
         for index, (layer, past) in enumerate(zip(self.stack.layers, state)):
             x, past = layer(x, past)  # [B, T, D] in the end
             after.append(past)
             if index == self.join and features is not None:
                 x = x + self.spectrum(features)
         if not self.unit_blocks:
-            return self.norm(x), after + after_spectrum
+            return self.norm(x), after + after_front
         own = state[len(after) :]
-        sound, after_sound = self.sound(x, own[: self.unit_blocks])
+        told = x if level is None else x + self.level(level)
+        sound, after_sound = self.sound(told, own[: self.unit_blocks])
         if x.requires_grad:
             x = torch.lerp(x.detach(), x, self.unit_gradient)
         if features is not None:
             x = x + self.unit_spectrum(features)
         units, after_units = self.units(x, own[self.unit_blocks :])
         z = torch.cat([self.norm(sound), self.unit_norm(units)], dim=-1)
-        return z, after + after_sound + after_units + after_spectrum
+        return z, after + after_sound + after_units + after_front
 
 
 class Decoder(nn.Module):

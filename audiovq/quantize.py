@@ -153,6 +153,8 @@ class Quantized:
     """Quantized latent [B, T, D], with straight-through gradients."""
     units: Tensor
     """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients."""
+    unit_vectors: Tensor
+    """What level 0 quantizes [B, T, codebook_dim]."""
     codes: Tensor
     """Indices [B, n_q, T]."""
     commitment: Tensor
@@ -252,6 +254,7 @@ class ResidualQuantizer(nn.Module):
         return Quantized(
             z_q=self.project_out(_straight_through(x, total)),
             units=_straight_through(x, first),
+            unit_vectors=x,
             codes=torch.stack(codes, dim=1),
             commitment=torch.stack(commitment),
             codebook_loss=codebook_loss,
@@ -335,6 +338,7 @@ class SplitQuantizer(nn.Module):
         return Quantized(
             z_q=units.z_q + acoustic.z_q * heard,
             units=units.units,
+            unit_vectors=units.unit_vectors,
             codes=torch.cat([units.codes, acoustic.codes], dim=1),
             commitment=torch.cat([units.commitment, acoustic.commitment]),
             codebook_loss=units.codebook_loss + acoustic.codebook_loss,

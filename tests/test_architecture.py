@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 WINGS = {"training", "quality", "units"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
-    {"files", "config", "hearing", "segment", "moved"},
+    {"files", "config", "distortions", "hearing", "segment", "moved"},
     {"layers", "audio", "entry", "weights", "hub"},
     {"codes", "source", "quantize", "health"},
     {"network", "pictures"},

@@ -314,3 +314,23 @@ def test_impossible_times_and_ids_are_refused_at_the_start(
     (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(FileRefused, match=sentence):
         read_manifest(tmp_path / "a.jsonl")
+
+
+def test_an_augmented_crop_is_a_function_of_its_index_and_keeps_the_clean_one():
+    plain, changed = dataset(example_cuts()), dataset(example_cuts(), augment_share=1.0)
+    differ = 0
+    for index in range(12):
+        item, again = changed[index], changed[index]
+        assert torch.equal(item["wav"], again["wav"])
+        assert torch.equal(item["clean"], plain[index]["wav"])
+        assert item["wav"].shape == item["clean"].shape
+        assert item["wav"].dtype == torch.float32
+        differ += not torch.equal(item["wav"], item["clean"])
+    assert differ > 6
+    assert "clean" not in plain[0]
+
+
+def test_a_share_of_the_crops_is_augmented():
+    half = dataset(example_cuts(), augment_share=0.5)
+    same = [torch.equal(half[index]["wav"], half[index]["clean"]) for index in range(40)]
+    assert 12 < sum(same) < 34  # half, and those of the others that no change came to

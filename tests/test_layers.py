@@ -9,6 +9,7 @@ from audiovq.layers import (
     CausalStack,
     Fourier,
     HalfLinear,
+    LevelNorm,
     LogSpectrum,
     OverlapAdd,
     PackedLinear,
@@ -44,6 +45,39 @@ def test_a_convolution_in_chunks_is_the_convolution(taps, stride, chunk):
     pieces, after_pieces = in_pieces(conv, x, conv.initial_state(2), chunk * stride)
     torch.testing.assert_close(pieces, whole)
     torch.testing.assert_close(after_pieces, after, rtol=0, atol=0)
+
+
+def test_a_level_in_chunks_is_the_level(speech):
+    wav, norm = speech[:, 0, : 21 * 320].double(), LevelNorm(8, 320).double()
+    whole, level, after = norm(wav, norm.initial_state(1))
+    outputs, levels, state = [], [], norm.initial_state(1)
+    for piece in wav.split([320, 640, 960, 320, 21 * 320 - 2240], dim=1):
+        out, part, state = norm(piece, state)
+        outputs.append(out)
+        levels.append(part)
+    assert torch.equal(torch.cat(outputs, dim=1), whole)
+    assert torch.equal(torch.cat(levels, dim=1), level)
+    assert torch.equal(state, after)
+    assert level.shape == (1, 21, 1)
+    torch.testing.assert_close(whole.view(1, 21, 320) * 10**level, wav.view(1, 21, 320))
+
+
+def test_sound_of_any_level_is_the_same_sound_after_it(speech):
+    norm = LevelNorm(50, 320)
+    wav = speech[:, 0, : speech.shape[2] // 320 * 320]
+    wav = wav + 5e-3 * torch.randn(wav.shape, generator=torch.Generator().manual_seed(0))
+    whole, level, _ = norm(wav, norm.initial_state(1))
+    for gain in (8.0, 0.1):
+        other, told, _ = norm(gain * wav, norm.initial_state(1))
+        torch.testing.assert_close(other, whole, rtol=2e-3, atol=1e-5)
+        torch.testing.assert_close(told - level, torch.full_like(level, gain).log10(), **NEAR)
+    speaking = level.abs()[:, 50:]
+    assert (speaking.diff(dim=1).abs() < 0.1).all()  # it goes on evenly
+    silence, _, _ = norm(torch.zeros_like(wav), norm.initial_state(1))
+    assert not silence.any()
+
+
+NEAR = {"rtol": 0, "atol": 2e-3}
 
 
 @pytest.mark.parametrize("size", [20, 26, 64])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from audiovq.training.losses import MEL_SCALES, SHORT_SCALES, MelLoss
+from audiovq.quantize import nearest
+from audiovq.training.losses import MEL_SCALES, SHORT_SCALES, MelLoss, consistency_loss
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +56,19 @@ def test_only_the_short_scales_hear_where_in_its_period_a_voice_has_its_pulses(m
     distances = mel(pulses.roll(80, dims=2), pulses)
     assert distances[:SHORT_SCALES].sum() > 0.8 * distances.sum()
     assert distances[-1] < 0.05 * distances[0]
+
+
+def test_consistency_pulls_a_vector_to_the_unit_that_it_should_be():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(32, 8, generator=generator)
+    vectors = torch.randn(2, 50, 8, generator=generator, requires_grad=True)
+    own = nearest(vectors.detach().flatten(0, 1), table).view(2, 50)
+    other = (own + 1) % 32
+    right, wrong = (consistency_loss(vectors, table, units) for units in (own, other))
+    assert right < wrong
+    (gradient,) = torch.autograd.grad(wrong, vectors)
+    nearer = vectors - 10 * gradient
+    wanted = table[other]
+    assert ((nearer - wanted).norm(dim=2) < (vectors - wanted).norm(dim=2)).float().mean() > 0.95
+    scaled = consistency_loss(3 * vectors, 3 * table, other)
+    torch.testing.assert_close(scaled, wrong)

@@ -150,6 +150,27 @@ def test_a_grown_model_computes_the_same(speech, growth):
     assert torch.equal(other[:, 1:], codes.indices[:, 1:]) == bool(new)
 
 
+def test_units_do_not_hear_the_level_and_the_sound_does(speech):
+    growth = {"unit_blocks": 1, "spectrum_size": 512}
+    plain = started_model(TINY).grown(**growth)
+    model = plain.grown(level_frames=50)
+    with torch.no_grad():
+        model.encoder.level.weight.fill_(1.0)
+    codes, softer = (model.encode(gain * speech).indices for gain in (1.0, 0.1))
+    assert (codes[:, 0] != softer[:, 0]).float().mean() < 0.01
+    assert (codes[:, 1] != softer[:, 1]).float().mean() > 0.1
+    codes, softer = (plain.encode(gain * speech).indices for gain in (1.0, 0.1))
+    assert (codes[:, 0] != softer[:, 0]).float().mean() > 0.1
+
+
+def test_units_of_a_batch_are_those_of_encode(speech):
+    model = started_model(replace(TINY, unit_blocks=1))
+    wav = torch.cat([speech[:, :, :16_000], speech[:, :, 16_000:32_000]])
+    units = model.units(wav)
+    assert units.shape == (2, 50)
+    assert (units != model.encode(wav).indices[:, 0]).float().mean() < 0.01
+
+
 def test_a_model_grows_once_and_only_where_it_can():
     model = started_model(TINY)
     grown = model.grown(unit_blocks=1)
@@ -161,6 +182,8 @@ def test_a_model_grows_once_and_only_where_it_can():
         grown.grown(unit_blocks=2)
     with pytest.raises(ValueError, match="even number"):
         model.grown(spectrum_size=33)
+    with pytest.raises(ValueError, match="level_frames needs unit_blocks"):
+        model.grown(level_frames=50)
 
 
 @pytest.mark.parametrize("fused", [False, True])

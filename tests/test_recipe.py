@@ -126,6 +126,7 @@ def test_changes_override_the_file(tmp_path):
         ("[loss]\nunit_gradient = 1.5\n", r"loss.unit_gradient must be in 0\.\.1, not 1.5"),
         ('[train]\nlearn = "encoder"\n', 'train.learn must be "all" or "decoder"'),
         ('[train]\nlearn = "decoder"\n', "name it as train.initial_model"),
+        ("[loss]\nconsistency = 1.0\n", "name that as train.initial_model"),
         ("[model]\nunit_blocks = 9\n", "unit_blocks must be at most the encoder's last number"),
         ("[model]\nspectrum_size = 511\n", "spectrum_size must be 0 or an even number"),
         ("[model]\nspectrum_size = 1300\n", "from half a hop to four hops"),

@@ -368,6 +368,31 @@ def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speec
         train(replace(recipe, train=settings), tmp_path / "other")
 
 
+def test_units_stay_what_they_were_while_all_learns_to_hear_them(recipe, tiny_folder, tmp_path):
+    """The encoder comes to give an augmented crop the units of the clean one."""
+    growth = {"unit_blocks": 1, "level_frames": 25}
+    settings = replace(
+        recipe.train, initial_model=str(tiny_folder), steps=60, log_every=10, checkpoint_every=60
+    )
+    changed = replace(
+        recipe,
+        model=replace(TINY, **growth),
+        data=replace(recipe.data, augment_share=1.0),
+        loss=replace(recipe.loss, consistency=1.0),
+        train=replace(settings, adversarial_from=60, learning_rate=3e-3, warmup_steps=0),
+    )
+    train(changed, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["consistency"] for line in lines if "consistency" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    before = AudioVQ.from_pretrained(tiny_folder).quantizer.codebooks
+    after = weights(tmp_path / "run")
+    for level, moved in enumerate((False, True)):
+        branch = ("units", "acoustic")[level]
+        usage = after[f"generator.model.quantizer.{branch}.codebooks.0.usage"]
+        assert torch.equal(usage, before[level].usage) != moved
+
+
 def test_a_new_source_learns_from_codes_computed_once(recipe, tiny_folder, speech, tmp_path):
     """The encoder does not run, the tokens stay, and a run that stops is the run that does not."""
     pytest.importorskip("swift_f0")

@@ -27,6 +27,7 @@ UNITS: list[dict] = [
     {"unit_level": "residual"},
     {"unit_blocks": 1},
     {"unit_blocks": 1, "spectrum_size": 512},
+    {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 5},
 ]
 """Changes of `TINY`: the places where the units can stand, and what they may see."""
 

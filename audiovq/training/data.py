@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from audiovq.audio import check_rate, spelled
 from audiovq.files import FileRefused
+from audiovq.training.augment import augmented
 
 MAX_TRIES = 20
 """Unreadable recordings in a row after which the corpus, not the recording, must be at fault."""
@@ -142,7 +143,9 @@ class CropDataset(Dataset):
     are those of `<id>.npy`, -1 where there are none. With `tokens_folder`, `tokens` int64
     [n_codebooks, T] are the codes of `<id>.npy` [frames, n_codebooks], and a recording without them
     is not drawn; with `pitch_folder`, `pitch` float32 [T] is the fundamental in Hz at the end of
-    each frame, 0 where there is none.
+    each frame, 0 where there is none. With `augment_share` above 0, that share of the crops is
+    heard through another microphone (`augment.augmented`), and `clean` is the crop before that and
+    before its level was changed.
     In place of a recording that cannot be read another one is drawn; `skipped` lists the reasons,
     one sentence for each such recording, so that they reach the process that trains.
     """
@@ -164,6 +167,7 @@ class CropDataset(Dataset):
         tokens_folder: str = "",
         n_codebooks: int = 0,
         pitch_folder: str = "",
+        augment_share: float = 0.0,
     ) -> None:
         self.corpora = corpora
         weights = np.array([corpus.weight for corpus in corpora], dtype=np.float64)
@@ -183,6 +187,7 @@ class CropDataset(Dataset):
         self.n_labels = n_labels
         self.tokens_folder, self.n_codebooks = tokens_folder, n_codebooks
         self.pitch_folder = pitch_folder
+        self.augment_share = augment_share
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, index])
@@ -216,10 +221,15 @@ class CropDataset(Dataset):
         wav = read_crop(cut.path, start, n_read, self.sample_rate)
         if speed != 1.0:
             wav = soxr.resample(wav, self.sample_rate * speed, self.sample_rate)[:n_samples]
-        wav = _change_level(wav, self.level_range_db, rng)
         wav = np.pad(wav, (0, n_samples - len(wav)))
+        clean = wav
+        if self.augment_share and rng.random() < self.augment_share:
+            wav = augmented(wav, self.sample_rate, rng, lambda: self._other(rng, n_samples))
+        wav = _change_level(wav, self.level_range_db, rng)
         rows = first + ((np.arange(self.crop_frames) + 0.5) * speed).astype(int)
         item: dict[str, Any] = {"wav": torch.from_numpy(wav)[None], "id": cut.id}
+        if self.augment_share:
+            item["clean"] = torch.from_numpy(clean)[None]
         if self.teacher_folder:
             teacher = _read_rows(self.teacher_folder, cut.id, rows, (self.teacher_dim,))
             has_teacher = teacher is not None
@@ -244,6 +254,13 @@ class CropDataset(Dataset):
                 pitch = np.zeros(self.crop_frames)
             item["pitch"] = torch.from_numpy((pitch * speed).astype(np.float32))
         return item
+
+    def _other(self, rng: np.random.Generator, n_samples: int) -> np.ndarray:
+        """Samples [n_samples] of another recording."""
+        cut = self._draw(rng)
+        spare = max(0, round(cut.duration * self.sample_rate) - n_samples)
+        start = round(cut.start * self.sample_rate) + int(rng.integers(spare + 1))
+        return read_crop(cut.path, start, n_samples, self.sample_rate)
 
     def _check_labels(self, labels: np.ndarray, name: str) -> None:
         most = np.inf if self.n_labels is None else self.n_labels - 1

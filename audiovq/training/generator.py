@@ -43,6 +43,7 @@ class Generator(nn.Module):
         if output.quantized is not None:
             result |= {
                 "codes": output.quantized.codes,
+                "unit_vectors": output.quantized.unit_vectors,
                 "commitment": output.quantized.commitment,
                 "codebook": output.quantized.codebook_loss,
                 "resets": output.quantized.resets,

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
+from audiovq.quantize import SplitQuantizer
 from audiovq.training.adversary import Adversary
 from audiovq.training.cache import codes_folder, fill_codes, fill_pitch, pitch_folder
 from audiovq.training.checkpoint import (
@@ -50,7 +51,13 @@ from audiovq.training.generator import Generator, dropout_levels
 from audiovq.training.hardware import choose_precision, choose_threads, describe
 from audiovq.training.interrupt import TrainingStopped, leave_to_parent, stop_wish
 from audiovq.training.log import RunLog
-from audiovq.training.losses import MelLoss, pitch_loss, sound_losses, unit_losses
+from audiovq.training.losses import (
+    MelLoss,
+    consistency_loss,
+    pitch_loss,
+    sound_losses,
+    unit_losses,
+)
 from audiovq.training.optimizers import all_finite, clip_gradients, make_optimizer, schedule
 from audiovq.training.recipe import Recipe
 from audiovq.training.run_files import cut_metrics, save_recipe
@@ -155,6 +162,10 @@ class Run:
         self.adversary = Adversary(recipe, fabric)
         self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
+        self.reference: AudioVQ | None = None
+        """Whose units stay, if any do."""
+        if recipe.loss.consistency:
+            self.reference = AudioVQ.from_pretrained(settings.initial_model, device=fabric.device)
         self.bad_steps = 0
         self.saved_step = -1
         self.close: Callable[[], object] = lambda: None
@@ -231,6 +242,9 @@ class Run:
         self.generator.train()
         if self.recipe.train.learn == "decoder":
             self.model.quantizer.eval()  # its codebooks stay as they are
+        elif self.reference is not None:
+            assert isinstance(self.model.quantizer, SplitQuantizer)
+            self.model.quantizer.units.eval()  # a unit stays what it is; the encoder follows
 
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step
@@ -245,8 +259,16 @@ class Run:
         other = unit_losses(output, batch, recipe.loss.unit_shift)
         if "pitch" in output:
             other["pitch"] = pitch_loss(output["pitch"], batch["pitch"])
+        if self.reference is not None:
+            other["consistency"] = consistency_loss(
+                output["unit_vectors"],
+                self.model.quantizer.codebooks[0].vectors,
+                self.reference.units(batch.get("clean", batch["wav"])),
+            )
         if "commitment" in output:
-            other["commitment"] = output["commitment"].mean()
+            # The unit that is nearest may not be the one that consistency asks for.
+            committed = slice(0 if self.reference is None else 1, None)
+            other["commitment"] = output["commitment"][committed].mean()
         total = (output["wav"] * gradient).sum() + self._weighted(other)
         total = total + output.get("codebook", 0.0)
         losses |= other
@@ -515,6 +537,7 @@ def make_dataset(recipe: Recipe, model: AudioVQ, fabric: Fabric) -> CropDataset:
         tokens_folder=tokens,
         n_codebooks=config.n_codebooks,
         pitch_folder=pitch,
+        augment_share=data.augment_share,
     )
 
 

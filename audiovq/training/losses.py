@@ -15,6 +15,10 @@ SHORT_SCALES = 3
 """The first scales, with windows of up to 128 samples: they see when sound happens."""
 
 
+SHARPNESS = 4.0
+"""Log-odds of two codes whose squared distances differ by that of the nearest code."""
+
+
 class MelLoss(nn.Module):
     """Distance of log-mel spectrograms over several windows (Kumar et al. 2023, DAC).
 
@@ -85,6 +89,20 @@ def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> di
         )
         losses["labels"] = summed / (labels != NO_LABEL).sum().clamp(min=1)
     return losses
+
+
+def consistency_loss(vectors: Tensor, table: Tensor, units: Tensor) -> Tensor:
+    """Cross-entropy of the distances of vectors [B, T, D] to the codes [K, D] with the units [B, T]
+    that they should be (after Gat et al. 2023).
+
+    Distances count in terms of that to the nearest code, so that shrinking all of them wins
+    nothing.
+    """
+    x, table = vectors.float().flatten(0, 1), table.detach().float()
+    distances = torch.addmm(table.square().sum(dim=1), x, table.t(), alpha=-2)
+    distances = distances + x.square().sum(dim=1, keepdim=True)
+    unit = distances.detach().min(dim=1).values.mean().clamp(min=1e-8)
+    return F.cross_entropy(-SHARPNESS * distances / unit, units.flatten())
 
 
 def pitch_loss(scores: Tensor, hertz: Tensor) -> Tensor:

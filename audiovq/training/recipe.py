@@ -100,6 +100,10 @@ class DataSettings:
     speed_range: Annotated[float, Range(0, 0.5)] = 0.0
     """Each crop is played faster or slower by up to this share, which changes its voice, 0 to 0.5:
     for corpora of few voices."""
+    augment_share: Share = 0.0
+    """Share of the crops that are heard in a room, with noise or another voice behind, through a
+    filter or a codec. The sound is to come out as it was heard; the teacher, the labels and the
+    units of `loss.consistency` stay those of the recording."""
     workers: Annotated[int, Range(0, 1024)] = 1
     """Processes that read crops, for each device."""
     teacher_folder: str = ""
@@ -142,6 +146,10 @@ class LossSettings:
     """Distillation: 1 - cosine between a head on the units and the teacher's features."""
     labels: Weight = 1.0
     """Cross-entropy of a phone classifier on the units."""
+    consistency: Weight = 0.0
+    """Cross-entropy of the units with those that `train.initial_model` gives the crop before it was
+    augmented (after Gat et al. 2023): what is said decides the unit, not the microphone. The
+    unit codebook stays as it is."""
     unit_gradient: Share = 1.0
     """With `model.unit_blocks`: share of the units' gradient that reaches the layers before them,
     which they share with the sound, 0 to 1."""
@@ -239,11 +247,18 @@ class Recipe:
                 'train.learn = "decoder" leaves the units as they are; leave out '
                 "data.teacher_folder and data.labels_folder."
             )
+        if self.loss.consistency and (not train.initial_model or train.learn == "decoder"):
+            raise ValueError(
+                "loss.consistency keeps the units of a model while all of it learns; name that as "
+                'train.initial_model and leave train.learn at "all", or set it to 0.'
+            )
+        if self.loss.consistency and self.model.unit_level != "split":
+            raise ValueError('loss.consistency needs model.unit_level "split"; set it to 0.')
         if data.cache_folder and train.learn == "decoder":
-            if data.level_range_db or data.speed_range:
+            if data.level_range_db or data.speed_range or data.augment_share:
                 raise ValueError(
                     "the codes in data.cache_folder are those of the recordings as they are; set "
-                    "data.level_range_db and data.speed_range to 0."
+                    "data.level_range_db, data.speed_range and data.augment_share to 0."
                 )
         elif self.model.source_channels and not data.cache_folder:
             raise ValueError(

@@ -62,8 +62,8 @@ def _refuse_other_model(start: Checkpoint, recipe: Recipe) -> None:
 
 
 def initial_model(recipe: Recipe) -> AudioVQ:
-    """The model to go on from, grown to the recipe's `model.unit_blocks` and `spectrum_size`, or,
-    when the decoder learns alone, with the recipe's source."""
+    """The model to go on from, grown to the recipe's `unit_blocks`, `spectrum_size` and
+    `level_frames`, or, when the decoder learns alone, with the recipe's source."""
     name = recipe.train.initial_model
     model = AudioVQ.from_pretrained(name)
     only_decoder = recipe.train.learn == "decoder"
@@ -72,7 +72,7 @@ def initial_model(recipe: Recipe) -> AudioVQ:
         model = model.with_source(**source)
     growth: dict[str, Any] = {
         size: getattr(recipe.model, size)
-        for size in ("unit_blocks", "spectrum_size")
+        for size in ("unit_blocks", "spectrum_size", "level_frames")
         if getattr(recipe.model, size) and not getattr(model.config, size) and not only_decoder
     }
     no_growth: dict[str, Any] = dict.fromkeys(growth, 0)

@@ -7,15 +7,15 @@ same recording always meets the same noise.
 """
 
 import importlib.util
-import io
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import soundfile
 import soxr
+
+from audiovq.distortions import band_limited, has_opus, mix, power, reverberant, through_opus
 
 SAMPLE_RATE = 16_000
 """The rate in Hz of the samples that go in and come out."""
@@ -74,7 +74,7 @@ def missing(name: str) -> str | None:
         raise ValueError(f"{name!r} is no condition; give some of {', '.join(CONDITIONS)}.")
     needs = CONDITIONS[name].needs
     if needs == "opus":
-        if "OPUS" in soundfile.available_subtypes("OGG") and _has_compression_level():
+        if has_opus():
             return None
         return f"{name} needs soundfile 0.13 with Opus; pip install -U soundfile."
     if needs is None or importlib.util.find_spec(needs) is not None:
@@ -85,21 +85,6 @@ def missing(name: str) -> str | None:
 def fit(wav: Wav, n: int) -> Wav:
     """Cut `wav` to n samples or fill it up with silence."""
     return np.pad(wav[:n], (0, max(0, n - len(wav))))
-
-
-def power(wav: Wav) -> float:
-    """Mean square of samples [n]."""
-    return float(np.mean(np.square(wav, dtype=np.float64)))
-
-
-def mix(wav: Wav, noise: Wav, snr_db: float) -> Wav:
-    """Samples [n] with noise [n] whose power is `snr_db` below theirs, both taken as a whole.
-
-    Silence stays silence, and so does what silent noise is added to.
-    """
-    if not (loud := power(noise)):
-        return wav
-    return wav + np.sqrt(power(wav) / loud * 10 ** (-snr_db / 10)) * noise
 
 
 def _level(db: float) -> Condition:
@@ -157,42 +142,22 @@ def _room(rt60: float, index: int) -> np.ndarray:
 
 def _reverberation(rt60: float) -> Condition:
     def apply(wav: Wav, random: np.random.Generator, _: Sequence[Wav]) -> Wav:
-        from scipy.signal import fftconvolve
-
-        out = fftconvolve(wav, _room(rt60, int(random.integers(N_ROOMS))))[: len(wav)]
-        loud = power(out)
-        return out * np.sqrt(power(wav) / loud) if loud else out  # the level is another condition
+        return reverberant(wav, _room(rt60, int(random.integers(N_ROOMS))))
 
     says = f"a room with {rt60:g} s of reverberation, about a metre from the microphone"
     return Condition(says, apply, needs="pyroomacoustics")
 
 
 def _telephone(wav: Wav, *_: object) -> Wav:
-    from scipy.signal import butter, sosfilt
-
-    sections = butter(6, (300, 3400), "bandpass", fs=SAMPLE_RATE, output="sos")
-    forwards = sosfilt(sections, wav)
-    return sosfilt(sections, forwards[::-1])[::-1]  # twice, so that nothing is late
-
-
-def _has_compression_level() -> bool:
-    return "compression_level" in soundfile.SoundFile.__init__.__code__.co_varnames
+    return band_limited(wav, 300, 3400, SAMPLE_RATE)
 
 
 def _opus(kbps: float) -> Condition:
-    def apply(wav: Wav, *_: object) -> Wav:
-        # libsndfile gives 6 to 256 kbit/s to the levels from 1 to 0.
-        level = 1 - (kbps - 6) / 250
-        peak = max(1.0, float(np.abs(wav).max()))  # it clips what is beyond 1
-        file = io.BytesIO()
-        with soundfile.SoundFile(
-            file, "w", SAMPLE_RATE, 1, "OPUS", format="OGG", compression_level=level
-        ) as coder:
-            coder.write(wav / peak)
-        file.seek(0)
-        return soundfile.read(file, dtype="float32")[0] * peak
-
-    return Condition(f"Opus at {kbps:g} kbit/s", apply, needs="opus")
+    return Condition(
+        f"Opus at {kbps:g} kbit/s",
+        lambda wav, *_: through_opus(wav, kbps, SAMPLE_RATE),
+        needs="opus",
+    )
 
 
 def _late(milliseconds: float) -> Condition:
