@@ -67,8 +67,9 @@ class ModelConfig:
     """Samples of the windows, two for each frame, whose log spectrum joins the encoder's frames.
     Convolutions find magnitudes hard to learn. 0: none."""
     level_frames: int = 0
-    """Frames from which the encoder knows the level of the sound, which it divides out, so that the
-    units do not hear it; the sound's own blocks are told. Only with unit_blocks. 0: none."""
+    """Frames from which the units know the level of the sound, which is then divided out of their
+    spectrum, all that they see: the units share no layer with the sound. Only with unit_blocks and
+    spectrum_size. 0: none."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""
     decoder_channels: int = 384
@@ -170,10 +171,10 @@ class ModelConfig:
                 f'unit_blocks needs unit_level "split"; with "{self.unit_level}" it must be 0, '
                 f"not {self.unit_blocks}."
             )
-        if self.level_frames and not self.unit_blocks:
+        if self.level_frames and not (self.unit_blocks and self.spectrum_size):
             raise ValueError(
-                f"level_frames needs unit_blocks, or the units would be told the level; without "
-                f"them it must be 0, not {self.level_frames}."
+                f"level_frames needs unit_blocks and spectrum_size, through which the units hear; "
+                f"without them it must be 0, not {self.level_frames}."
             )
         if self.unit_blocks > self.encoder_blocks[-1]:
             raise ValueError(
@@ -242,7 +243,7 @@ class ModelConfig:
         spectrum = self.spectrum_size - 1 - self.hop_length // 2  # its window begins with a zero
         last = self.encoder_blocks[-1] * (self.kernel_size - 1) * self.hop_length
         level = max(0, self.level_frames - 1) * self.hop_length
-        return max(samples, spectrum + last) + level + self.hop_length * (1 + self.lookahead)
+        return max(samples, spectrum + last + level) + self.hop_length * (1 + self.lookahead)
 
     @property
     def source_delay(self) -> int:

@@ -305,39 +305,46 @@ class LogSpectrum(nn.Module):
         """The silence before the start: [B, size - hop / 2]."""
         return self.window.new_zeros(batch, self.size - self.shift)
 
-    def forward(self, wav: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def powers(self, wav: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Powers [B, T, size] of the bins, where a GPU has it in float64; the state after them."""
         past = torch.cat([state, wav], dim=1)
         # In float32 a faint bin beside a strong one keeps three digits, others on every machine,
         # and the logarithm shows it. On Apple's GPUs there is no float64.
         precise = torch.float32 if wav.device.type == "mps" else torch.float64
         windows = past.to(precise).unfold(1, self.size, self.shift) * self.window
         spectra = torch.fft.rfft(windows)[..., : self.size // 2]
-        power = spectra.real.square() + spectra.imag.square() + self.floor
-        features = (0.5 * power.log10() + 0.5).to(wav.dtype)  # [B, 2 * T, size / 2]
-        return features.reshape(len(wav), -1, self.size), past[:, wav.shape[1] :]
+        power = spectra.real.square() + spectra.imag.square()  # [B, 2 * T, size / 2]
+        return power.reshape(len(wav), -1, self.size), past[:, wav.shape[1] :]
+
+    def features(self, powers: Tensor) -> Tensor:
+        """The log spectrum of powers."""
+        return (0.5 * (powers + self.floor).log10() + 0.5).to(self.window.dtype)
+
+    def forward(self, wav: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        powers, state = self.powers(wav, state)
+        return self.features(powers), state
 
 
-class LevelNorm(nn.Module):
-    """Divides the level out of a signal, as it is known from the last `n_frames` frames.
+class Level(nn.Module):
+    """The level of a signal as it is known from its last `n_frames` frames.
 
-    Samples [B, T * hop] become samples whose speech has the level `REFERENCE`, and [B, T, 1], the
-    logarithm of the level that was divided out, 0 for the reference and 1 for ten times that.
-
-    The level is the mean power of the frames, each weighted by its own power, so that pauses do not
-    count, and by how recent it is, so that no frame leaves all at once. A louder signal is the same
-    signal after this, from its first frame on, as long as it is louder than `FAINT`.
+    Powers [B, T, size] of `LogSpectrum` become the power [B, T, 1] of the speech, 1 for speech of a
+    usual level, 20 dB below full scale. It is the mean over the frames, each weighted by its own
+    power, so that pauses do not count, and by how recent it is, so that none leaves all at once.
+    A signal that is louder throughout has as much more level from its first frame on, as long as it
+    is louder than `FAINT`.
     """
 
-    REFERENCE = 0.1
-    """Root mean square of speech that leaves it."""
+    USUAL = 0.01
+    """Power of speech of a usual level."""
     FAINT = 1e-9
     """Power, 90 dB below full scale, of which a frame is thought to come before the start."""
 
     weights: Tensor
 
-    def __init__(self, n_frames: int, hop_length: int) -> None:
+    def __init__(self, n_frames: int, spectrum: LogSpectrum) -> None:
         super().__init__()
-        self.hop_length = hop_length
+        self.scale = float(spectrum.window.square().sum())
         weights = torch.arange(1, n_frames + 1, dtype=torch.float32) / n_frames
         self.register_buffer("weights", weights[:, None], persistent=False)
 
@@ -345,16 +352,14 @@ class LevelNorm(nn.Module):
         """The silence before the start: powers [B, n_frames - 1]."""
         return self.weights.new_zeros(batch, len(self.weights) - 1)
 
-    def forward(self, wav: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        frames = wav.unflatten(1, (-1, self.hop_length))
-        past = torch.cat([state, frames.square().mean(dim=2)], dim=1)
-        powers = past.unfold(1, frames.shape[1], 1)  # [B, n_frames, T]
-        weighted = powers * self.weights
-        power = ((weighted * powers).sum(dim=1) + self.FAINT**2) / (
-            weighted.sum(dim=1) + self.FAINT
-        )
-        level = power.sqrt().unsqueeze(2) / self.REFERENCE  # [B, T, 1]
-        return (frames / level).flatten(1), level.log10(), past[:, frames.shape[1] :]
+    def forward(self, powers: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        n_frames = powers.shape[1]
+        past = torch.cat([state, (powers.mean(dim=2) / self.scale).to(state.dtype)], dim=1)
+        frames = past.unfold(1, n_frames, 1)  # [B, len(weights), T]
+        weighted = frames * self.weights
+        total = (weighted * frames).sum(dim=1) + self.FAINT**2
+        level = total / (weighted.sum(dim=1) + self.FAINT) / self.USUAL
+        return level.unsqueeze(2), past[:, n_frames:]
 
 
 class Fourier(nn.Module):

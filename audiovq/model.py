@@ -21,7 +21,7 @@ from audiovq.config import SOURCE_SETTINGS, ModelConfig
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.network import Decoder, Encoder
-from audiovq.quantize import Quantized, Search, make_quantizer, nearest
+from audiovq.quantize import Quantized, Search, SplitQuantizer, make_quantizer, nearest
 from audiovq.stream import Stream
 from audiovq.weights import check_finite, check_types, kept, load_weights
 
@@ -31,7 +31,7 @@ BATCH_FRAMES = 512
 """Frames of each item that a GPU computes at once when more are there."""
 CONFIG_BYTES = 1 << 24
 """Size of the largest config with its card."""
-_ADDED = ("encoder.spectrum.", "encoder.unit_spectrum.", "encoder.level.")
+_ADDED = ("encoder.spectrum.", "encoder.unit_spectrum.", "encoder.unit_front.")
 """Weights that may come later, and begin at 0."""
 DEFAULT_FOLDER = Path(__file__).parent / "default"
 
@@ -40,8 +40,8 @@ DEFAULT_FOLDER = Path(__file__).parent / "default"
 class Output:
     """What `AudioVQ.forward` computes in training."""
 
-    wav: Tensor
-    """Reconstruction [B, 1, N]."""
+    wav: Tensor | None
+    """Reconstruction [B, 1, N]; None where only the units are computed."""
     units: Tensor | None
     """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients; None from codes."""
     quantized: Quantized | None
@@ -218,6 +218,19 @@ class AudioVQ(nn.Module):
         wav, pitch = self._decode(z_q)
         return Output(wav, units, quantized, pitch)
 
+    def hear(self, wav: Tensor) -> Output:
+        """The units' part of `forward`, where they share no layer with the sound (`level_frames`).
+
+        wav: [B, 1, N], N a multiple of hop_length.
+        """
+        lookahead = self.config.lookahead
+        z = self.encoder.hear(F.pad(wav, (0, lookahead * self.config.hop_length)))[:, lookahead:]
+        assert isinstance(self.quantizer, SplitQuantizer)
+        with torch.autocast(wav.device.type, enabled=False):
+            one = torch.ones(len(wav), dtype=torch.int64, device=wav.device)
+            quantized = self.quantizer.units(z.float(), one)
+        return Output(None, quantized.units, quantized, None)
+
     def resynthesize(self, codes: Tensor, n_q: Tensor) -> Output:
         """The decoder's part of `forward`, for codes [B, n_codebooks, T] that are known.
 
@@ -250,10 +263,16 @@ class AudioVQ(nn.Module):
         return z[:, self.config.lookahead :].float()
 
     @torch.no_grad()
+    def unit_vectors(self, wav: Tensor) -> Tensor:
+        """What level 0 quantizes [B, T, codebook_dim] of wav [B, 1, N], N a multiple of
+        hop_length."""
+        return self.quantizer.unit_vectors(self.latent(wav))
+
+    @torch.no_grad()
     def units(self, wav: Tensor) -> Tensor:
         """Level 0 [B, T] of wav [B, 1, N], N a multiple of hop_length, all items at once: those of
         `encode` but for sums in another order."""
-        vectors = self.quantizer.unit_vectors(self.latent(wav))
+        vectors = self.unit_vectors(wav)
         codes = nearest(vectors.flatten(0, 1), self.quantizer.codebooks[0].vectors)
         return codes.view(vectors.shape[:2])
 
@@ -300,6 +319,11 @@ class AudioVQ(nn.Module):
         The decoder has none, nor has the way back from the codebooks' space to the latent.
         """
         return not name.startswith("decoder.") and "project_out" not in name
+
+    @staticmethod
+    def decides_units(name: str) -> bool:
+        """Whether, with `level_frames`, the tensor of that name has a say in the units alone."""
+        return name.startswith(("encoder.unit", "quantizer.units.")) and "project_out" not in name
 
     @property
     def fingerprint(self) -> str:
@@ -400,8 +424,9 @@ class AudioVQ(nn.Module):
 
         unit_blocks: blocks of the units' own, which begin as copies of the encoder's last ones.
         spectrum_size: that of `ModelConfig`; the spectrum begins with weights of 0.
-        level_frames: that of `ModelConfig`. With it the model computes the same of sound at one
-            level alone; it begins with weights of 0, deaf to the level, which it has to learn.
+        level_frames: that of `ModelConfig`. Here the units do not stay the same: their own layers
+            begin as copies of those that they shared with the sound, with a front of weights 0 in
+            the place of the convolutions, and have to learn (train.learn = "units").
 
         Raises `ValueError` when the model has one of them in another size already, when nothing
         is asked for, and as `ModelConfig` does.
@@ -434,6 +459,11 @@ class AudioVQ(nn.Module):
                             tensors[own] = tensor
                 elif name.startswith("encoder.norm."):
                     tensors[name.replace("norm", "unit_norm")] = tensors[name]
+        if "level_frames" in changes:
+            first = self.encoder.join + 1
+            for own in [name for name in grown.state_dict() if "unit_stack" in name]:
+                place, rest = own.removeprefix("encoder.unit_stack.layers.").split(".", 1)
+                tensors[own] = tensors[f"encoder.stack.layers.{first + int(place)}.{rest}"]
         for name, tensor in grown.state_dict().items():
             if name.startswith(_ADDED) and name not in tensors:
                 tensors[name] = torch.zeros_like(tensor)

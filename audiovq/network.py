@@ -4,6 +4,7 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiovq.config import ModelConfig
@@ -11,7 +12,7 @@ from audiovq.layers import (
     CausalConv,
     CausalStack,
     Fourier,
-    LevelNorm,
+    Level,
     LogSpectrum,
     OverlapAdd,
     ResidualBlock,
@@ -32,8 +33,9 @@ class Encoder(nn.Module):
     With `spectrum_size` a log spectrum joins the frames where the convolutions have reached the
     frame rate, and the units' own blocks once more.
 
-    With `level_frames` all of it sees the sound at one level, and the sound's own blocks are told
-    the level that was divided out.
+    With `level_frames` the units share nothing with the sound but the spectrum, from which the
+    level is divided out: their front stands in for the convolutions, and all blocks at the frame
+    rate are there twice.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -61,10 +63,11 @@ class Encoder(nn.Module):
             self.spectrum = nn.Linear(config.spectrum_size, width)
             if self.unit_blocks:
                 self.unit_spectrum = nn.Linear(config.spectrum_size, width)
-        self.level_norm = None
-        if config.level_frames:
-            self.level_norm = LevelNorm(config.level_frames, config.hop_length)
-            self.level = nn.Linear(1, width)
+        self.level: Level | None = None
+        if config.level_frames and self.log_spectrum is not None:
+            self.level = Level(config.level_frames, self.log_spectrum)
+            self.unit_front = nn.Linear(config.spectrum_size, width)
+            self.unit_stack = copy.deepcopy(CausalStack(layers[self.join + 1 : n_shared]))
         self.unit_gradient = 1.0
         """Share of the units' gradient that reaches the layers they share with the sound."""
 
@@ -75,37 +78,87 @@ class Encoder(nn.Module):
             state += self.sound.initial_state(batch) + self.units.initial_state(batch)
         if self.log_spectrum is not None:
             state.append(self.log_spectrum.initial_state(batch))
-        if self.level_norm is not None:
-            state.append(self.level_norm.initial_state(batch))
+        if self.level is not None:
+            state += [*self.unit_stack.initial_state(batch), self.level.initial_state(batch)]
         return state
 
     def forward(self, wav: Tensor, state: State) -> tuple[Tensor, State]:
-        after, after_front, features, level = [], [], None, None
-        if self.level_norm is not None:
-            *state, past = state
-            wav, level, past = self.level_norm(wav.squeeze(1), past)
-            wav, after_front = wav.unsqueeze(1), [past]
+        n_shared, n_own = len(self.stack.layers), self.unit_blocks
+        ends = n_shared + 2 * n_own
+        x, after, powers, after_spectrum = wav.transpose(1, 2), [], None, []
         if self.log_spectrum is not None:
-            features, past = self.log_spectrum(wav.squeeze(1), state[-1])
-            after_front = [past, *after_front]
-        x = wav.transpose(1, 2)
+            powers, past = self.log_spectrum.powers(wav.squeeze(1), state[ends])
+            after_spectrum = [past]
         for index, (layer, past) in enumerate(zip(self.stack.layers, state)):
             x, past = layer(x, past)  # [B, T, D] in the end
             after.append(past)
-            if index == self.join and features is not None:
+            if index == self.join and self.log_spectrum is not None and powers is not None:
+                features = self.log_spectrum.features(powers)
                 x = x + self.spectrum(features)
-        if not self.unit_blocks:
-            return self.norm(x), after + after_front
-        own = state[len(after) :]
-        told = x if level is None else x + self.level(level)
-        sound, after_sound = self.sound(told, own[: self.unit_blocks])
-        if x.requires_grad:
-            x = torch.lerp(x.detach(), x, self.unit_gradient)
-        if features is not None:
-            x = x + self.unit_spectrum(features)
-        units, after_units = self.units(x, own[self.unit_blocks :])
+        if not n_own:
+            return self.norm(x), after + after_spectrum
+        sound, after_sound = self.sound(x, state[n_shared : n_shared + n_own])
+        before_units = state[n_shared + n_own : ends]
+        if self.level is not None and powers is not None:
+            units, after_units, after_level = self._hear(powers, before_units, state[ends + 1 :])
+        else:
+            if x.requires_grad:
+                x = torch.lerp(x.detach(), x, self.unit_gradient)
+            if powers is not None:
+                x = x + self.unit_spectrum(features)
+            units, after_units = self.units(x, before_units)
+            after_level = []
         z = torch.cat([self.norm(sound), self.unit_norm(units)], dim=-1)
-        return z, after + after_sound + after_units + after_front
+        return z, after + after_sound + after_units + after_spectrum + after_level
+
+    def _hear(self, powers: Tensor, state: State, front: State) -> tuple[Tensor, State, State]:
+        """What the units' own layers make of powers, with `level_frames`."""
+        assert self.level is not None
+        assert self.log_spectrum is not None
+        level, after_level = self.level(powers, front[-1])
+        features = self.log_spectrum.features(powers / level)
+        x, after_front = self.unit_stack(self.unit_front(features), front[:-1])
+        x, state = self.units(x + self.unit_spectrum(features), state)
+        return x, state, [*after_front, after_level]
+
+    def hear(self, wav: Tensor) -> Tensor:
+        """The units' half of the latent of wav [B, 1, N] from its start, [B, T, D], without the
+        sound's layers. Only with `level_frames`."""
+        if self.log_spectrum is None or self.level is None:
+            raise ValueError("Only with level_frames do the units have all layers for themselves.")
+        n_items = len(wav)
+        silence = self.log_spectrum.initial_state(n_items)
+        powers, _ = self.log_spectrum.powers(wav.squeeze(1), silence)
+        front = [*self.unit_stack.initial_state(n_items), self.level.initial_state(n_items)]
+        units, *_ = self._hear(powers, self.units.initial_state(n_items), front)
+        return self.unit_norm(units)
+
+    @torch.no_grad()
+    def fit_front(self, wavs: list[Tensor]) -> None:
+        """Start the units' front as what comes nearest to the convolutions, of wavs [B, 1, N].
+
+        Least squares from the spectrum at one level to what the layers at the frame rate get from
+        the sound. Only with `level_frames`."""
+        assert self.log_spectrum is not None
+        assert self.level is not None
+        inputs, outputs = [], []
+        for wav in wavs:
+            x, state = wav.transpose(1, 2), self.initial_state(len(wav))
+            powers, _ = self.log_spectrum.powers(
+                wav.squeeze(1), self.log_spectrum.initial_state(len(wav))
+            )
+            for layer, past in zip(self.stack.layers[: self.join + 1], state):
+                x, _ = layer(x, past)
+            x = x + self.spectrum(self.log_spectrum.features(powers))
+            level, _ = self.level(powers, self.level.initial_state(len(wav)))
+            features = self.log_spectrum.features(powers / level)
+            inputs.append(F.pad(features.flatten(0, 1), (0, 1), value=1.0).double())
+            outputs.append(x.flatten(0, 1).double())
+        a, b = torch.cat(inputs), torch.cat(outputs)
+        ridge = 1e-4 * len(a) * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+        weights = torch.linalg.solve(a.t() @ a + ridge, a.t() @ b).t()
+        self.unit_front.weight.copy_(weights[:, :-1])
+        self.unit_front.bias.copy_(weights[:, -1])
 
 
 class Decoder(nn.Module):

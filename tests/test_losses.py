@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from audiovq.quantize import nearest
 from audiovq.training.losses import MEL_SCALES, SHORT_SCALES, MelLoss, consistency_loss
 
 
@@ -58,17 +57,18 @@ def test_only_the_short_scales_hear_where_in_its_period_a_voice_has_its_pulses(m
     assert distances[-1] < 0.05 * distances[0]
 
 
-def test_consistency_pulls_a_vector_to_the_unit_that_it_should_be():
+def test_consistency_pulls_a_vector_to_the_one_that_it_should_be():
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(32, 8, generator=generator)
     vectors = torch.randn(2, 50, 8, generator=generator, requires_grad=True)
-    own = nearest(vectors.detach().flatten(0, 1), table).view(2, 50)
-    other = (own + 1) % 32
-    right, wrong = (consistency_loss(vectors, table, units) for units in (own, other))
+    wanted = torch.randn(2, 50, 8, generator=generator)
+    right, wrong = (consistency_loss(vectors, table, goal) for goal in (vectors.detach(), wanted))
     assert right < wrong
     (gradient,) = torch.autograd.grad(wrong, vectors)
     nearer = vectors - 10 * gradient
-    wanted = table[other]
     assert ((nearer - wanted).norm(dim=2) < (vectors - wanted).norm(dim=2)).float().mean() > 0.95
-    scaled = consistency_loss(3 * vectors, 3 * table, other)
+    scaled = consistency_loss(3 * vectors, 3 * table, 3 * wanted)
     torch.testing.assert_close(scaled, wrong)
+    # Moving away from all codes wins nothing.
+    far = consistency_loss(3 * vectors, table, wanted)
+    assert far > wrong

@@ -150,17 +150,34 @@ def test_a_grown_model_computes_the_same(speech, growth):
     assert torch.equal(other[:, 1:], codes.indices[:, 1:]) == bool(new)
 
 
-def test_units_do_not_hear_the_level_and_the_sound_does(speech):
-    growth = {"unit_blocks": 1, "spectrum_size": 512}
-    plain = started_model(TINY).grown(**growth)
+DEEP = replace(TINY, encoder_blocks=(1, 3), unit_blocks=1, spectrum_size=512)
+
+
+def test_units_alone_do_not_hear_the_level(speech):
+    wav = speech[:, :, : speech.shape[2] // 640 * 640]
+    wav = wav + 5e-3 * torch.randn(wav.shape, generator=torch.Generator().manual_seed(0))
+    plain = started_model(DEEP)
     model = plain.grown(level_frames=50)
-    with torch.no_grad():
-        model.encoder.level.weight.fill_(1.0)
-    codes, softer = (model.encode(gain * speech).indices for gain in (1.0, 0.1))
-    assert (codes[:, 0] != softer[:, 0]).float().mean() < 0.01
+    model.encoder.fit_front(list(wav.chunk(2, dim=2)))
+    before = plain.encode(wav).indices
+    codes, softer = (model.encode(gain * wav).indices for gain in (1.0, 0.1))
+    assert (codes[:, 0] != softer[:, 0]).float().mean() < 0.02
     assert (codes[:, 1] != softer[:, 1]).float().mean() > 0.1
-    codes, softer = (plain.encode(gain * speech).indices for gain in (1.0, 0.1))
-    assert (codes[:, 0] != softer[:, 0]).float().mean() > 0.1
+    assert torch.equal(codes[:, 1:], before[:, 1:])
+    agreement = (codes[:, 0] == before[:, 0]).float().mean()
+    assert agreement > 0.3  # the front stands in for the convolutions
+    assert agreement > (plain.encode(0.1 * wav).indices[:, 0] == before[:, 0]).float().mean()
+
+
+def test_units_alone_are_those_of_all(speech):
+    model = started_model(DEEP).grown(level_frames=50)
+    model.encoder.fit_front([speech[:, :, :32_000]])
+    wav = speech[:, :, :32_000]
+    quantized = model.hear(wav).quantized
+    assert torch.equal(quantized.codes[:, 0], model.units(wav))
+    assert torch.equal(quantized.unit_vectors, model.quantizer.unit_vectors(model.latent(wav)))
+    with pytest.raises(ValueError, match="Only with level_frames"):
+        started_model(TINY).hear(wav)
 
 
 def test_units_of_a_batch_are_those_of_encode(speech):
@@ -182,7 +199,7 @@ def test_a_model_grows_once_and_only_where_it_can():
         grown.grown(unit_blocks=2)
     with pytest.raises(ValueError, match="even number"):
         model.grown(spectrum_size=33)
-    with pytest.raises(ValueError, match="level_frames needs unit_blocks"):
+    with pytest.raises(ValueError, match="level_frames needs unit_blocks and spectrum_size"):
         model.grown(level_frames=50)
 
 

@@ -14,7 +14,12 @@ CONFIGS = [
     ModelConfig(strides=(4,), channels=(8,), encoder_blocks=(1,), n_fft=8, spectrum_size=16),
     ModelConfig(strides=(40, 8), channels=(8, 8), encoder_blocks=(1, 3), unit_blocks=2),
     ModelConfig(
-        strides=(40, 8), channels=(8, 8), encoder_blocks=(1, 1), unit_blocks=1, level_frames=7
+        strides=(40, 8),
+        channels=(8, 8),
+        encoder_blocks=(1, 2),
+        unit_blocks=1,
+        spectrum_size=512,
+        level_frames=7,
     ),
     ModelConfig(
         strides=(40, 8), channels=(8, 8), encoder_blocks=(1, 3), unit_blocks=2, spectrum_size=512

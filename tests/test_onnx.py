@@ -20,7 +20,7 @@ CONFIGS = {
     "blocks of their own": replace(TINY, unit_blocks=1),
     "with a source": replace(TINY, source_channels=16, pitch_channels=16, pitch_blocks=1),
     "with a spectrum": replace(TINY, unit_blocks=1, spectrum_size=512),
-    "at one level": replace(TINY, unit_blocks=1, level_frames=9),
+    "at one level": replace(TINY, unit_blocks=1, spectrum_size=512, level_frames=9),
 }
 
 

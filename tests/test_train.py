@@ -368,29 +368,66 @@ def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speec
         train(replace(recipe, train=settings), tmp_path / "other")
 
 
-def test_units_stay_what_they_were_while_all_learns_to_hear_them(recipe, tiny_folder, tmp_path):
-    """The encoder comes to give an augmented crop the units of the clean one."""
-    growth = {"unit_blocks": 1, "level_frames": 25}
+def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, tmp_path):
+    """They come to say of an augmented crop what a model says of the clean one; the rest stays."""
+    before = AudioVQ.from_pretrained(tiny_folder).grown(unit_blocks=1, spectrum_size=512)
+    before.round_weights().save_pretrained(tmp_path / "before")
     settings = replace(
-        recipe.train, initial_model=str(tiny_folder), steps=60, log_every=10, checkpoint_every=60
+        recipe.train,
+        learn="units",
+        initial_model=str(tmp_path / "before"),
+        steps=60,
+        log_every=20,
+        checkpoint_every=30,
+        learning_rate=2e-3,
+        warmup_steps=20,
+        ema_decay=0.5,
     )
+    # One crop, over and over: what a small network of random weights says is hard to learn.
+    recording = Recording.from_file(EXAMPLES[0])
+    cut = MonoCut(id="crop", start=0.4, duration=0.48, channel=0, recording=recording)
+    CutSet.from_cuts([cut]).to_file(tmp_path / "one.jsonl.gz")
     changed = replace(
         recipe,
-        model=replace(TINY, **growth),
-        data=replace(recipe.data, augment_share=1.0),
-        loss=replace(recipe.loss, consistency=1.0),
-        train=replace(settings, adversarial_from=60, learning_rate=3e-3, warmup_steps=0),
+        model=replace(before.config, level_frames=25),
+        data=replace(
+            recipe.data,
+            train=(ManifestSettings(str(tmp_path / "one.jsonl.gz")),),
+            crop_seconds=0.48,
+            augment_share=0.2,
+        ),
+        loss=replace(recipe.loss, consistency=1.0, agreement=0.5),
+        train=settings,
     )
     train(changed, tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["consistency"] for line in lines if "consistency" in line]
-    assert losses[-1] < 0.8 * losses[0]
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = {line["step"]: line["consistency"] for line in lines if "consistency" in line}
+    assert losses[60] < 0.8 * losses[1]
+    after = export(tmp_path / "run", tmp_path / "after")
+    for name, tensor in before.state_dict().items():
+        if not before.decides_units(name) or "codebooks" in name:
+            assert torch.equal(tensor, after.state_dict()[name]), name
+    codes, wanted = after.encode(speech).indices, before.encode(speech).indices
+    assert torch.equal(codes[:, 1:], wanted[:, 1:])
+    (tmp_path / "run" / "checkpoint-00000060.safetensors").unlink()  # as if killed after step 30
+    whole = AudioVQ.from_pretrained(tmp_path / "after").state_dict()
+    train(changed, tmp_path / "run", resume=True)
+    again = export(tmp_path / "run", tmp_path / "again").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_units_stay_what_they_were_while_all_of_a_model_learns(recipe, tiny_folder, tmp_path):
+    changed = replace(
+        recipe,
+        loss=replace(recipe.loss, consistency=1.0),
+        train=replace(recipe.train, initial_model=str(tiny_folder), steps=2),
+    )
+    train(changed, tmp_path / "run")
     before = AudioVQ.from_pretrained(tiny_folder).quantizer.codebooks
     after = weights(tmp_path / "run")
-    for level, moved in enumerate((False, True)):
-        branch = ("units", "acoustic")[level]
+    for level, branch in enumerate(("units", "acoustic")):
         usage = after[f"generator.model.quantizer.{branch}.codebooks.0.usage"]
-        assert torch.equal(usage, before[level].usage) != moved
+        assert torch.equal(usage, before[level].usage) == (branch == "units")
 
 
 def test_a_new_source_learns_from_codes_computed_once(recipe, tiny_folder, speech, tmp_path):

@@ -22,6 +22,7 @@ class Generator(nn.Module):
             self.teacher_head = nn.Sequential(
                 nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, recipe.data.teacher_dim)
             )
+        self.units_alone = recipe.train.learn == "units"
         self.label_head = (
             nn.Linear(dim, recipe.data.n_labels) if recipe.data.labels_folder else None
         )
@@ -29,12 +30,15 @@ class Generator(nn.Module):
     def forward(
         self, wav: Tensor, n_q: Tensor, quantize: bool, codes: Tensor | None = None
     ) -> dict[str, Any]:
-        """codes: [B, n_codebooks, T] of wav, when they are known: then only the decoder runs."""
-        if codes is not None:
+        """codes: [B, n_codebooks, T] of wav, when they are known: then only the decoder runs. With
+        train.learn = "units" only their own layers run, and there is no sound."""
+        if self.units_alone:
+            output = self.model.hear(wav)
+        elif codes is not None:
             output = self.model.resynthesize(codes, n_q)
         else:
             output = self.model(wav, n_q, quantize=quantize)
-        result: dict[str, Any] = {"wav": output.wav}
+        result: dict[str, Any] = {} if output.wav is None else {"wav": output.wav}
         if output.pitch is not None:
             result["pitch"] = output.pitch
         if output.units is None:

@@ -83,7 +83,7 @@ class RunLog:
                 used = torch.bincount(codes.flatten().cpu(), minlength=size)
                 self.window.counts[level] += used
                 self.window.note(f"commitment_{level}", output["commitment"][level])
-            self.window.resets += output["resets"]
+            self.window.resets[: len(output["resets"])] += output["resets"]
 
     def write_window(self, step: int) -> None:
         """The line and the metrics of the steps since the last one."""
@@ -93,7 +93,7 @@ class RunLog:
         values = self._values(window, step, elapsed)
         health: list[CodebookHealth] = []
         if counts.any():
-            health = [codebook_health(level) for level in counts.cpu().numpy()]
+            health = [codebook_health(level) for level in counts.cpu().numpy() if level.any()]
             values["perplexity"] = [round(level.perplexity, 1) for level in health]
             values["active"] = [level.active for level in health]
             values["resets"] = [int(n) for n in window.resets]
@@ -104,7 +104,7 @@ class RunLog:
 
     def _values(self, window: Window, step: int, elapsed: float) -> dict[str, Any]:
         data, train = self.recipe.data, self.recipe.train
-        n_steps = len(window.losses.get("mel", []))
+        n_steps = len(window.losses.get("gradient_norm", []))
         values: dict[str, Any] = {
             name: float(np.mean(losses)) for name, losses in window.losses.items()
         }
@@ -123,8 +123,11 @@ class RunLog:
     ) -> str:
         """seconds: of a step."""
         n_steps = self.recipe.train.steps
-        named = "mel waveform teacher labels pitch discriminator adversarial feature".split()
-        line = " ".join(f"{name} {values[name]:.3f}" for name in named if name in values)
+        named = (
+            "mel waveform teacher labels consistency agreement pitch "
+            "discriminator adversarial feature"
+        )
+        line = " ".join(f"{name} {values[name]:.3f}" for name in named.split() if name in values)
         if health:
             line += " perplexity " + "/".join(f"{level.perplexity:.0f}" for level in health)
         return (

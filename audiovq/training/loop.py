@@ -61,7 +61,7 @@ from audiovq.training.losses import (
 from audiovq.training.optimizers import all_finite, clip_gradients, make_optimizer, schedule
 from audiovq.training.recipe import Recipe
 from audiovq.training.run_files import cut_metrics, save_recipe
-from audiovq.training.start import find_start, initial_model
+from audiovq.training.start import find_start, initial_model, learns
 from audiovq.training.validate import validate, validation_clips
 
 logger = logging.getLogger("audiovq.train")
@@ -151,9 +151,8 @@ class Run:
         if settings.initial_model and start is None:
             self.quantize = True
             generator.model.load_state_dict(initial_model(recipe).state_dict())
-        if settings.learn == "decoder":
-            for name, parameter in generator.model.named_parameters():
-                parameter.requires_grad_(not AudioVQ.decides_tokens(name))
+        for name, parameter in generator.model.named_parameters():
+            parameter.requires_grad_(learns(recipe, name))
         generator.model.encoder.unit_gradient = recipe.loss.unit_gradient
         self.module = generator
         self.generator, self.optimizer = fabric.setup(
@@ -188,6 +187,7 @@ class Run:
         """Train from the current step to the last one; yield the number of steps done."""
         settings = self.recipe.train
         self.log.say(self._start_line())
+        self._start_units()
         self._train_mode()
         batches = self._batches()
         # They leave signals to this process, which would wait for them for ever when it ends.
@@ -254,23 +254,22 @@ class Run:
         levels = self.fabric.to_device(
             dropout_levels(recipe, step, self.fabric.global_rank, len(batch["wav"]))
         )
+        if recipe.train.learn == "units" and "clean" in batch:
+            batch, levels = both_views(batch), levels.repeat(2)
         output = self.generator(batch["wav"], levels, self.quantize, batch.get("tokens"))
-        losses, gradient = self._judge_sound(output["wav"], batch["wav"])
+        losses, gradient = self._judge_sound(output.get("wav"), batch["wav"])
         other = unit_losses(output, batch, recipe.loss.unit_shift)
         if "pitch" in output:
             other["pitch"] = pitch_loss(output["pitch"], batch["pitch"])
         if self.reference is not None:
-            other["consistency"] = consistency_loss(
-                output["unit_vectors"],
-                self.model.quantizer.codebooks[0].vectors,
-                self.reference.units(batch.get("clean", batch["wav"])),
-            )
-        if "commitment" in output:
-            # The unit that is nearest may not be the one that consistency asks for.
-            committed = slice(0 if self.reference is None else 1, None)
-            other["commitment"] = output["commitment"][committed].mean()
-        total = (output["wav"] * gradient).sum() + self._weighted(other)
-        total = total + output.get("codebook", 0.0)
+            other |= self._keep_units(output["unit_vectors"], batch)
+        # The unit that is nearest may not be the one that consistency asks for.
+        committed = output.get("commitment", [])[0 if self.reference is None else 1 :]
+        if len(committed):
+            other["commitment"] = committed.mean()
+        total = self._weighted(other) + output.get("codebook", 0.0)
+        if "wav" in output:
+            total = total + (output["wav"] * gradient).sum()
         losses |= other
         if not all_finite(self.fabric, total, gradient, *losses.values()):
             bad = not all(torch.isfinite(loss).all() for loss in losses.values())
@@ -287,11 +286,24 @@ class Run:
         self._update_ema()
         self.log.record(losses | {"gradient_norm": norm}, output)
 
-    def _judge_sound(self, wav: Tensor, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses of decoded sound [B, 1, N], and their weighted gradient there.
+    def _keep_units(self, vectors: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What keeps the units that `vectors` become those of the reference."""
+        assert self.reference is not None
+        table = self.model.quantizer.codebooks[0].vectors
+        clean = batch.get("clean", batch["wav"])
+        kept = consistency_loss(vectors[: len(clean)], table, self.reference.unit_vectors(clean))
+        if len(clean) == len(vectors):
+            return {"consistency": kept}
+        as_clean, heard = vectors.chunk(2)
+        return {"consistency": kept, "agreement": consistency_loss(heard, table, as_clean.detach())}
+
+    def _judge_sound(self, wav: Tensor | None, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of decoded sound [B, 1, N] if any, and their weighted gradient there.
 
         The way from there to the weights is the same for all of them and is gone once.
         """
+        if wav is None:
+            return {}, torch.zeros(())
         leaf = wav.detach().float().requires_grad_()
         losses = sound_losses(leaf, target, self.mel_loss)
         (gradient,) = torch.autograd.grad(self._weighted(losses), leaf)
@@ -325,6 +337,18 @@ class Run:
             (self.adversary.optimizer, settings.discriminator_learning_rate),
         ):
             optimizer.param_groups[0]["lr"] = rate * factor
+
+    def _start_units(self) -> None:
+        """A start for the units' front that the initial model did not have."""
+        encoder = self.model.encoder
+        if encoder.level is None or encoder.unit_front.weight.any():
+            return
+        first = 1 << 40  # crops that the run will not see again, the same on every rank
+        crops = [self.dataset[first + index]["wav"][None] for index in range(START_CROPS)]
+        encoder.fit_front([self.fabric.to_device(wav) for wav in crops])
+        for name, parameter in self.model.named_parameters():
+            self.ema[name].copy_(parameter.detach())
+        self.log.say("The units have a front of their own, the nearest to the convolutions.")
 
     def _start_quantizer(self) -> None:
         """k-means starts of all codebooks, from crops that the run will not see again."""
@@ -415,7 +439,7 @@ class Run:
             + ", ".join(f"{k.removeprefix('validation_')} {v:.3f}" for k, v in values.items())
         )
         score = values.get(f"validation_mel_n_q_{self.recipe.model.n_codebooks}", math.inf)
-        if score < self.best:
+        if score < self.best and self.recipe.train.learn != "units":  # which do not aim at it
             self.best = score
             self._write_checkpoint(self.out / BEST)
 
@@ -475,6 +499,14 @@ class Run:
         self.log.say(f"Resumed from {start.path} at step {self.step}.")
 
 
+def both_views(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch whose first half is heard as it was recorded, and the second as it was changed."""
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    twice = {name: value.repeat(2, *[1] * (value.dim() - 1)) for name, value in tensors.items()}
+    twice["wav"] = torch.cat([batch["clean"], batch["wav"]])
+    return batch | twice | {"clean": batch["clean"]}
+
+
 def blame(reports: list[tuple[list[str], list[str]]]) -> tuple[list[str], list[str]]:
     """What was not finite, and the recordings of the ranks where it was.
 
@@ -514,7 +546,7 @@ def make_dataset(recipe: Recipe, model: AudioVQ, fabric: Fabric) -> CropDataset:
     if data.cache_folder:
         if recipe.train.learn == "decoder":
             tokens = str(codes_folder(data.cache_folder, model))
-        if config.source_channels:
+        if config.source_channels and recipe.train.learn != "units":
             pitch = str(pitch_folder(data.cache_folder, config.hop_length))
         if fabric.is_global_zero:
             if tokens:

@@ -1,5 +1,6 @@
 """What training minimises, besides the codebooks' own losses. All in float32."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from audiovq.hearing import AUDIBLE, MEL_SCALES
+from audiovq.quantize import nearest
 from audiovq.source import Pitch
 from audiovq.training.data import NO_LABEL
 
@@ -15,8 +17,8 @@ SHORT_SCALES = 3
 """The first scales, with windows of up to 128 samples: they see when sound happens."""
 
 
-SHARPNESS = 4.0
-"""Log-odds of two codes whose squared distances differ by that of the nearest code."""
+SHARPNESS = 2.0
+"""Log-odds of two codes whose squared distances differ by that of neighbouring codes."""
 
 
 class MelLoss(nn.Module):
@@ -91,18 +93,22 @@ def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> di
     return losses
 
 
-def consistency_loss(vectors: Tensor, table: Tensor, units: Tensor) -> Tensor:
-    """Cross-entropy of the distances of vectors [B, T, D] to the codes [K, D] with the units [B, T]
-    that they should be (after Gat et al. 2023).
+def consistency_loss(vectors: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
+    """What brings vectors [B, T, D], that level 0 quantizes by the codes [K, D], to wanted ones.
 
-    Distances count in terms of that to the nearest code, so that shrinking all of them wins
-    nothing.
+    The squared distance of the vectors, and the cross-entropy of their distances to all codes with
+    the units of the wanted ones (after Gat et al. 2023). All distances are relative to that between
+    neighbouring codes, which does not move with the vectors.
     """
-    x, table = vectors.float().flatten(0, 1), table.detach().float()
-    distances = torch.addmm(table.square().sum(dim=1), x, table.t(), alpha=-2)
-    distances = distances + x.square().sum(dim=1, keepdim=True)
-    unit = distances.detach().min(dim=1).values.mean().clamp(min=1e-8)
-    return F.cross_entropy(-SHARPNESS * distances / unit, units.flatten())
+    x, goal = vectors.float().flatten(0, 1), wanted.float().flatten(0, 1)
+    table = table.detach().float()
+    apart = torch.cdist(table, table).square().fill_diagonal_(math.inf)
+    scale = apart.min(dim=1).values.mean()
+    distances = (x.square().sum(dim=1, keepdim=True) + table.square().sum(dim=1)) / scale
+    distances = torch.addmm(distances, x, table.t(), alpha=-2 / float(scale))
+    units = nearest(goal, table)
+    away = (x - goal).square().sum(dim=1).mean() / scale
+    return away + F.cross_entropy(-SHARPNESS * distances, units)
 
 
 def pitch_loss(scores: Tensor, hertz: Tensor) -> Tensor:

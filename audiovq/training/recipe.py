@@ -150,6 +150,9 @@ class LossSettings:
     """Cross-entropy of the units with those that `train.initial_model` gives the crop before it was
     augmented (after Gat et al. 2023): what is said decides the unit, not the microphone. The
     unit codebook stays as it is."""
+    agreement: Weight = 0.0
+    """With train.learn = "units" and data.augment_share: the same of the units of the augmented
+    crop with those of the crop before it, which is heard too, and alone kept near the model's."""
     unit_gradient: Share = 1.0
     """With `model.unit_blocks`: share of the units' gradient that reaches the layers before them,
     which they share with the sound, 0 to 1."""
@@ -208,8 +211,9 @@ class TrainSettings:
     """Checkpoints to keep, besides the best one."""
     initial_model: str = ""
     """Folder of a model to start from instead of random weights; the run starts quantized."""
-    learn: Annotated[str, Choice(("all", "decoder"))] = "all"
-    """"all", or "decoder": then the tokens stay those of `initial_model`."""
+    learn: Annotated[str, Choice(("all", "decoder", "units"))] = "all"
+    """"all"; "decoder": then the tokens stay those of `initial_model`; or, with model.level_frames,
+    "units": then the acoustic codes and the decoder do."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,15 @@ class Recipe:
                 'train.learn = "decoder" leaves the units as they are; leave out '
                 "data.teacher_folder and data.labels_folder."
             )
+        if self.loss.agreement and not (train.learn == "units" and self.loss.consistency):
+            raise ValueError(
+                'loss.agreement needs train.learn = "units" and loss.consistency; set it to 0.'
+            )
+        if train.learn == "units" and not (train.initial_model and self.model.level_frames):
+            raise ValueError(
+                'train.learn = "units" leaves the sound of a model as it is; name that as '
+                "train.initial_model, and give the units layers of their own: model.level_frames."
+            )
         if self.loss.consistency and (not train.initial_model or train.learn == "decoder"):
             raise ValueError(
                 "loss.consistency keeps the units of a model while all of it learns; name that as "
@@ -260,7 +273,7 @@ class Recipe:
                     "the codes in data.cache_folder are those of the recordings as they are; set "
                     "data.level_range_db, data.speed_range and data.augment_share to 0."
                 )
-        elif self.model.source_channels and not data.cache_folder:
+        elif self.model.source_channels and not data.cache_folder and train.learn != "units":
             raise ValueError(
                 "model.source_channels learns the fundamentals of the recordings; name a folder "
                 "for them as data.cache_folder."

@@ -61,6 +61,13 @@ def _refuse_other_model(start: Checkpoint, recipe: Recipe) -> None:
         )
 
 
+def learns(recipe: Recipe, name: str) -> bool:
+    """Whether the model's tensor of that name changes in a run."""
+    if recipe.train.learn == "decoder":
+        return not AudioVQ.decides_tokens(name)
+    return recipe.train.learn == "all" or AudioVQ.decides_units(name)
+
+
 def initial_model(recipe: Recipe) -> AudioVQ:
     """The model to go on from, grown to the recipe's `unit_blocks`, `spectrum_size` and
     `level_frames`, or, when the decoder learns alone, with the recipe's source."""
@@ -87,10 +94,10 @@ def initial_model(recipe: Recipe) -> AudioVQ:
         raise FileRefused(
             f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's."
         )
-    if only_decoder and not all(
+    if recipe.train.learn != "all" and not all(
         torch.equal(parameter, parameter.half().float())
         for tensor, parameter in model.named_parameters()
-        if model.decides_tokens(tensor)
+        if model.decides_tokens(tensor) and not learns(recipe, tensor)
     ):
         raise FileRefused(
             f"{name} has weights that an export would round, which would change its tokens; name "
