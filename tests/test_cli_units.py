@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,16 @@ pytest.importorskip("matplotlib")
 PITCH = {"SIL": 0.0, "a": 300.0, "b": 900.0, "c": 1800.0}
 PHONES = list(PITCH)
 PNG = b"\x89PNG"
+MY_ENCODER = """
+import sys
+from pathlib import Path
+import numpy as np, soundfile
+for path in Path(sys.argv[1]).rglob("*.wav"):
+    n_frames = -(-soundfile.info(path).frames // 640)
+    target = Path(sys.argv[2]) / path.relative_to(sys.argv[1]).with_suffix(".npy")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    np.save(target, np.zeros((1, n_frames), np.uint16))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -228,21 +239,24 @@ def test_report_is_one_page(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_in_docs_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs/units.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/how_to/measure_units.md").read_text()
     monkeypatch.chdir(corpus)
-    shell = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
-    assert shell
-    commands = [shlex.split(line) for line in shell[1].replace("\\\n", " ").splitlines()]
+    shell = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+    lines = shell.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
     mine = [c[2:] for c in commands if c[:2] == ["audiovq", "units"] and c[2] != "report"]
-    assert [c[0] for c in mine] == ["evaluate", "text", "merge"]
-    for command in mine:
+    assert [c[0] for c in mine] == ["evaluate", "text", "merge", "robust", "robust", "robust"]
+    for command in mine[:3]:
         run(*command)
     assert Path("heatmap.png").read_bytes()[:4] == PNG
+    encoder = Path("my_encoder.py")  # a tokenizer of 25 frames a second, in place of the reader's
+    encoder.write_text(MY_ENCODER)
+    small = ("--limit", "2", "--seconds", "1", "--conditions", "level-6")
+    for command in mine[3:]:
+        run(*(c.replace("my-encoder", f"{sys.executable} {encoder}") for c in command), *small)
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert code
-    names = [path.relative_to("tokens").with_suffix("") for path in Path("tokens").rglob("*.npy")]
-    tokens = {str(n): np.load(f"tokens/{n}.npy")[0] for n in names}
-    scope = {"units": tokens}
+    scope: dict = {}
     exec(code[1], scope)
     assert scope["result"].without_silence["pnmi"].value == pytest.approx(1.0)
 
