@@ -70,6 +70,8 @@ class AudioReader:
         self.sample_rate = sample_rate
         self._file = open_audio(path)
         self.source = AudioInfo(self._file.samplerate, self._file.channels, self._file.frames)
+        self.n_samples = 0
+        """Samples at `sample_rate` that were given out so far."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield float32 blocks [n], n >= 1; together round(n_samples * rate / source rate)."""
@@ -77,7 +79,7 @@ class AudioReader:
         resampler = None
         if source_rate != self.sample_rate:
             resampler = soxr.ResampleStream(source_rate, self.sample_rate, 1, dtype="float32")
-        n_read = n_sent = 0
+        n_read = 0
         with self._file as file:
             while True:
                 block = self._read(file)
@@ -87,10 +89,11 @@ class AudioReader:
                 last = len(block) == 0
                 if resampler is not None:
                     block = resampler.resample_chunk(block, last=last)
+                    check_level(block, str(self.path))  # a square wave reaches higher then
                 # soxr's tail may be a sample more or less than the ratio says.
-                due = max(1, round(n_read * self.sample_rate / source_rate)) - n_sent
+                due = max(1, round(n_read * self.sample_rate / source_rate)) - self.n_samples
                 block = fit_length(block, due) if last else block[:due]
-                n_sent += len(block)
+                self.n_samples += len(block)
                 if len(block):
                     yield block
                 if last:
@@ -105,17 +108,7 @@ class AudioReader:
             raise FileRefused(
                 f"{self.path} is damaged: libsndfile stopped reading it ({reason})."
             ) from error
-        level = float(np.abs(block).max(initial=0.0))
-        if not np.isfinite(level):
-            raise FileRefused(
-                f"{self.path} holds samples that are not finite (NaN or infinity); "
-                "export it again as PCM."
-            )
-        if level > HIGHEST_LEVEL:
-            raise FileRefused(
-                f"{self.path} holds samples of up to {level:g} where full scale is 1; "
-                "export it again as PCM."
-            )
+        check_level(block, str(self.path))  # before channels that cancel each other are averaged
         return block.mean(axis=1)
 
 
@@ -188,10 +181,7 @@ def open_audio(path: str | Path) -> soundfile.SoundFile:
     """Open an audio file; "-" is standard input. Raises `FileRefused` as `AudioReader` does."""
     source: io.BytesIO | bytes | str
     if str(path) == STDIO:
-        data = read_standard_input()
-        if not data:
-            raise FileRefused("Standard input is empty; pipe an audio file into it.")
-        source = io.BytesIO(data)
+        source = io.BytesIO(read_standard_input())
     else:
         _check_readable(path)
         source = spelled(path)
@@ -223,6 +213,22 @@ def check_rate(rate: int, name: str) -> None:
         raise FileRefused(
             f"{name} has a sample rate of {rate} Hz; rates of {LOWEST_RATE} to {HIGHEST_RATE} Hz "
             "are read."
+        )
+
+
+def check_level(samples: np.ndarray, name: str) -> None:
+    """Raise `FileRefused` for samples that are not finite or beyond `HIGHEST_LEVEL`.
+
+    `name` is in the message.
+    """
+    level = float(np.abs(samples).max(initial=0.0))
+    if not np.isfinite(level):
+        raise FileRefused(
+            f"{name} holds samples that are not finite (NaN or infinity); convert it to PCM."
+        )
+    if level > HIGHEST_LEVEL:
+        raise FileRefused(
+            f"{name} holds samples of up to {level:g} where full scale is 1; convert it to PCM."
         )
 
 

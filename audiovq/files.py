@@ -164,11 +164,14 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def read_standard_input() -> bytes:
-    """All of standard input. Raises `FileRefused` when it is closed or cannot be read."""
+    """All of standard input. Raises `FileRefused` when it is empty, closed or cannot be read."""
     try:
-        return sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read()
     except (AttributeError, OSError, ValueError) as error:  # None, or an object that is closed
         raise FileRefused("Standard input is closed; pipe a file into it.") from error
+    if not data:
+        raise FileRefused("Standard input is empty; pipe a file into it.")
+    return data
 
 
 def write_standard_output(data: bytes) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import HIGHEST_LEVEL, HIGHEST_RATE, LOWEST_RATE, as_int16, fit_length
+from audiovq.audio import HIGHEST_RATE, LOWEST_RATE, as_int16, check_level, fit_length
 from audiovq.codes import FORMATS, MAGIC, Header, StreamReader, StreamWriter, unpack_avq
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
@@ -71,13 +71,7 @@ class _Pcm:
         if self.bits == 8:
             samples -= 128
         samples *= np.float32(scale)
-        level = np.abs(samples).max(initial=0.0)
-        if not np.isfinite(level):
-            raise FileRefused("The input holds samples that are not finite (NaN or infinity).")
-        if level > HIGHEST_LEVEL:
-            raise FileRefused(
-                f"The input holds samples of up to {level:g} where full scale is 1; send PCM."
-            )
+        check_level(samples, "The input")
         return samples.reshape(-1, self.channels).mean(axis=1)
 
 
@@ -97,7 +91,8 @@ def encode_live(
     raw_rate: the source has no header; it is 16-bit little-endian mono at this rate in Hz.
 
     The tokens are those of `model.encode` on the whole sound. Raises `FileRefused` for a source
-    that is empty or no such sound, and `ValueError` for n_q and raw_rate.
+    that is empty or no such sound, and `ValueError` for n_q and raw_rate. Where samples that are
+    refused come in the middle, the stream breaks off, so that nobody takes it for the whole.
     """
     n_q = model.check_n_q(n_q)
     report = LiveReport()
@@ -316,4 +311,5 @@ def _write_pcm(target: BinaryIO, wav: torch.Tensor) -> int:
 
 
 def _as_wav(block: np.ndarray, model: AudioVQ) -> torch.Tensor:
+    check_level(block, "The input")  # resampled, a square wave reaches higher
     return torch.from_numpy(block)[None, None].to(model.device)

@@ -74,8 +74,7 @@ def segment(distances: Distances, price: float) -> np.ndarray:
 
     Raises `ValueError` for a negative price or distances that are not [T, K] and finite.
     """
-    if not price >= 0:
-        raise ValueError(f"the price of a segment must be >= 0, not {price}.")
+    check_price(price)
     # Whatever code a path moves to, it comes from the one that was best a frame earlier. So a
     # number a frame and a bit a code, whether it was moved to, say how every path went.
     came_from: list[int] = []
@@ -102,6 +101,13 @@ def segment(distances: Distances, price: float) -> np.ndarray:
                 unit = came_from[t]
             t -= 1
     return units
+
+
+def check_price(price: float) -> float:
+    """`price`, of a segment. Raises `ValueError` when it is negative or no number."""
+    if not price >= 0:
+        raise ValueError(f"the price of a segment must be >= 0, not {price}.")
+    return price
 
 
 def _blocks(distances: Distances) -> Iterator[np.ndarray]:
@@ -183,8 +189,11 @@ def to_text(units: np.ndarray, *, dedup: bool = False, durations: bool = False) 
 def from_text(line: str) -> np.ndarray:
     """The inverse of `to_text`, with durations or without: int64 units [T].
 
-    Raises `ValueError` for anything else, and for what is beyond `MAX_UNIT` or `MAX_FRAMES`.
+    Raises `ValueError` for anything else, several lines among it, and for what is beyond `MAX_UNIT`
+    or `MAX_FRAMES`.
     """
+    if len(line.strip().splitlines()) > 1:
+        raise ValueError("several lines were given, and the units of an utterance are one.")
     segments = []
     end = 0
     for word in line.split():

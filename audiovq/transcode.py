@@ -23,10 +23,11 @@ from audiovq.files import (
 from audiovq.model import AudioVQ
 from audiovq.segment import HEADER as SEGMENT_COLUMNS
 from audiovq.segment import (
-    MAX_UNIT,
     SEGMENT_SUFFIX,
     DistanceBlocks,
+    check_price,
     expand,
+    from_text,
     parse_segments,
     price_for_rate,
     run_lengths,
@@ -38,6 +39,9 @@ ENCODE_FRAMES = 256
 """Frames whose distances to the codes are computed at once."""
 DECODE_FRAMES = 512
 """Frames between two writes of decoded samples."""
+OnProgress = Callable[[float, float | None], None]
+"""Called every few seconds of audio with the seconds that are done, and with those in all, None
+where the file does not know them."""
 FIT_FILES = 40
 FIT_SECONDS = 600
 """How many recordings `fit_price` listens to, and how many seconds of them all."""
@@ -67,12 +71,11 @@ def encode_file(
     n_q: int | None = None,
     token_format: str = "npy",
     overwrite: bool = False,
-    progress: Callable[[float, float | None], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Transcoded:
     """Encode an audio file to a token file; "-" is standard input or output.
 
-    token_format: the name of one of `codes.FORMATS`. progress: called every few seconds of audio
-    with the seconds that are done, and with those in all, None where the file does not know them.
+    token_format: the name of one of `codes.FORMATS`.
     Raises `FileRefused` for either file and `ValueError` for n_q and token_format.
     """
     if token_format not in FORMATS:
@@ -82,27 +85,30 @@ def encode_file(
         refuse_existing(target, overwrite=overwrite)  # before the work, not after it
     reader = AudioReader(source, model.config.sample_rate)
     stream = model.stream(n_q)
-    rate = model.config.sample_rate
-    total = reader.source.n_samples / reader.source.sample_rate or None
-    n_samples, parts = 0, []
-    for block in reader:
-        n_samples += len(block)
-        try:
-            parts.append(as_array(stream.encode_blocks(torch.from_numpy(block)[None, None])))
-        except ValueError as error:
-            raise FileRefused(f"{source} cannot be encoded: {error}") from error
-        if progress is not None:
-            progress(n_samples / rate, total)
+    parts = [
+        as_array(stream.encode_blocks(torch.from_numpy(block)[None, None]))
+        for block in _watched(reader, progress)
+    ]
     parts.append(as_array(stream.flush_encode()))
     indices = np.concatenate(parts, axis=1)
-    data = FORMATS[token_format].pack(indices, model.header(n_q, n_samples))
+    data = FORMATS[token_format].pack(indices, model.header(n_q, reader.n_samples))
     if str(target) == STDIO:
         write_standard_output(data)
     else:
         with atomic_output(target, overwrite=overwrite) as temporary:
             temporary.write_bytes(data)
     levels, frames = indices.shape
-    return Transcoded(reader.source, (levels, frames), n_samples / rate, len(data))
+    seconds = reader.n_samples / reader.sample_rate
+    return Transcoded(reader.source, (levels, frames), seconds, len(data))
+
+
+def _watched(reader: AudioReader, progress: OnProgress | None) -> Iterator[np.ndarray]:
+    """The blocks of a recording; `progress` hears of each when it has been worked on."""
+    total = reader.source.n_samples / reader.source.sample_rate or None
+    for block in reader:
+        yield block
+        if progress is not None:
+            progress(reader.n_samples / reader.sample_rate, total)
 
 
 def segment_file(
@@ -112,26 +118,21 @@ def segment_file(
     *,
     price: float | None = None,
     overwrite: bool = False,
+    progress: OnProgress | None = None,
 ) -> Transcoded:
     """Encode an audio file to units with start and duration (tab-separated); see `segment`.
 
     price: of a segment; that of the model's card when None. The best segments depend on the whole
-    recording, of which some hundred bytes a frame are kept. Raises `FileRefused`.
+    recording, of which some hundred bytes a frame are kept. Raises `FileRefused`, and `ValueError`
+    for the price.
     """
-    if price is None:
-        price = _price_of_card(model)
+    price = check_price(_price_of_card(model) if price is None else price)
     refuse_existing(target, overwrite=overwrite)
     reader = AudioReader(source, model.config.sample_rate)
-    lengths = []
-
-    def counted() -> Iterator[np.ndarray]:
-        for block in reader:
-            lengths.append(len(block))
-            yield block
-
-    segments = run_lengths(segment(unit_distances(model, counted()), price))
+    distances = unit_distances(model, _watched(reader, progress))
+    segments = run_lengths(segment(distances, price))
     write_segments(target, segments, frame_rate=model.config.frame_rate, overwrite=overwrite)
-    seconds = sum(lengths) / model.config.sample_rate
+    seconds = reader.n_samples / reader.sample_rate
     return Transcoded(reader.source, (1, len(segments)), seconds, Path(target).stat().st_size)
 
 
@@ -214,7 +215,7 @@ def _price_of_card(model: AudioVQ) -> float:
             f"the card of {model.name} has no segment_price; give --price, or --rate to find one."
         )
     if isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0:
-        raise ValueError(
+        raise FileRefused(
             f"the card of {model.name} has the segment_price {price!r}; it is a number >= 0."
         )
     return float(price)
@@ -228,11 +229,12 @@ def decode_file(
     n_q: int | None = None,
     keep_broken: bool = False,
     overwrite: bool = False,
+    progress: OnProgress | None = None,
 ) -> Transcoded:
     """Decode a token file to 16-bit mono audio; "-" is standard input or output.
 
     source: `.npy` of tokens [n_q, T] or units [T], `.avq` of either form, segments (`.tsv`), or
-        units as text (`.txt`), one line of numbers.
+        units as text (`.txt`), one line that `segment.from_text` reads.
     n_q: levels to decode, at most those of the file; all of them when None.
     keep_broken: of a live stream that breaks off or is damaged, decode what came before.
 
@@ -252,17 +254,19 @@ def decode_file(
         raise FileRefused(f"{source} does not fit the model {model.name}: {error}") from error
     levels = check_levels(n_q, levels, str(source))
     n_left = n_samples = header.n_samples if header else frames * model.config.hop_length
-    stream = model.stream()
-    with audio_writer(target, model.config.sample_rate, overwrite=overwrite) as file:
+    stream, rate = model.stream(), model.config.sample_rate
+    with audio_writer(target, rate, overwrite=overwrite) as file:
         for start in range(0, frames, DECODE_FRAMES):
             block = tokens.indices[:levels, start : start + DECODE_FRAMES]
             wav = stream.decode(as_tensor(block, model)).flatten().cpu().numpy()
             file.write(wav[:n_left])
             n_left -= len(wav[:n_left])
+            if progress is not None:
+                n_passed = min((start + block.shape[1]) * model.config.hop_length, n_samples)
+                progress(n_passed / rate, n_samples / rate)
         file.write(stream.flush_decode().flatten().cpu().numpy()[:n_left])
-    seconds = n_samples / model.config.sample_rate
     n_bytes = 0 if str(source) == STDIO else Path(source).stat().st_size
-    return Transcoded(None, (levels, frames), seconds, n_bytes, tokens.broken)
+    return Transcoded(None, (levels, frames), n_samples / rate, n_bytes, tokens.broken)
 
 
 def check_header(model: AudioVQ, header: Header, name: str) -> None:
@@ -299,7 +303,7 @@ def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens
     suffix = Path(source).suffix.lower()
     if str(source) == STDIO:
         data = read_standard_input()
-        if format_of(data) or not data:
+        if format_of(data):
             return unpack_tokens(data, str(source), keep_broken=keep_broken)
         try:
             text = data.decode("utf-8-sig")
@@ -312,21 +316,13 @@ def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens
     if suffix == SEGMENT_SUFFIX or text.startswith(SEGMENT_COLUMNS[0]):
         units = expand(parse_segments(text, source, frame_rate=frame_rate))
     else:
-        units = _parse_units(text, source)
+        try:
+            units = from_text(text)
+        except ValueError as error:
+            raise FileRefused(f"{source} is not units as text: {error}") from error
+        if not len(units):
+            raise FileRefused(f"{source} holds no units.")
     return Tokens(units.astype(np.uint16)[None])
-
-
-def _parse_units(text: str, source: str | Path) -> np.ndarray:
-    lines = text.strip().splitlines()
-    words = lines[0].split() if len(lines) == 1 else []
-    if not words or not all(word.isascii() and word.isdigit() and len(word) < 6 for word in words):
-        raise FileRefused(
-            f"{source} is not units as text, which are whole numbers between blanks on one line."
-        )
-    units = np.array([int(word) for word in words])
-    if units.max() > MAX_UNIT:
-        raise FileRefused(f"{source} has a unit outside 0..{MAX_UNIT}, which no codebook has.")
-    return units
 
 
 def as_tensor(codes: np.ndarray, model: AudioVQ) -> torch.Tensor:

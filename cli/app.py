@@ -5,6 +5,8 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +19,7 @@ from .decode import decode
 from .encode import encode
 from .evaluate import evaluate
 from .export import export
-from .failures import EXIT_CODES, INTERRUPTED, exit_code, sentence, settle_stdout
+from .failures import EXIT_CODES, INTERRUPTED, exit_code, printable, sentence, settle_stdout
 from .info import info
 from .prepare import prepare
 from .spectrogram import spectrogram
@@ -55,14 +57,30 @@ class SentenceGroup(TyperGroup):
         finally:
             settle_stdout()
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _printable_usage():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _printable_usage():
+                return super().invoke(ctx)
         except BrokenPipeError as error:  # typer would end without a word
             raise FileRefused("the program that reads the output has ended.") from error
         except KeyboardInterrupt:
             typer.echo("audiovq: interrupted.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _printable_usage() -> Iterator[None]:
+    """What typer shows of bad arguments quotes them: with what steers terminals as escapes."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = "\n".join(map(printable, message.split("\n")))  # type: ignore[attr-defined]
+        raise
 
 
 def _said(error: Exception) -> str:

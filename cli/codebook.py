@@ -10,7 +10,7 @@ from rich.table import Table
 
 from audiovq.codes import TOKEN_SUFFIXES
 
-from .failures import printable
+from .failures import tell
 from .options import Force, Recursive
 from .plan import check_picture, find_sources, refuse_sources
 
@@ -38,26 +38,25 @@ def codebook(
 
     Example: audiovq codebook tokens/ --plot usage.png
     """
-    from audiovq.files import FileRefused, refuse_existing
+    from audiovq.files import FileRefused
     from audiovq.health import codebook_health, count_codes
 
     found = find_sources(sources, TOKEN_SUFFIXES, recursive=recursive, what="tokens")
     if found.refused:
         raise FileRefused(" ".join(why for _, why in found.refused))
     for note in found.notes:
-        typer.echo(printable(note), err=True)
+        tell(note, err=True)
     files = [source for source, _ in found.pairs]
     if picture is not None:
-        check_picture(picture)
         refuse_sources(files, [str(picture)])
-        refuse_existing(picture, overwrite=force)
+        check_picture(picture, overwrite=force)
     counts = count_codes(files, size)
     healths = [codebook_health(level) for level in counts]
     if picture is not None:
         from audiovq.pictures import draw_usage
 
         draw_usage(counts, picture, overwrite=force)
-        typer.echo(f"wrote {picture}", err=as_json)
+        tell(f"wrote {picture}", err=as_json)
     if as_json:
         levels = [_facts(level, health) for level, health in enumerate(healths)]
         typer.echo(json.dumps({"files": len(files), "levels": levels}))

@@ -55,9 +55,9 @@ def decode(
     A .npy file holds whole frames and is taken to be of the model at hand; an .avq file knows its
     model and its number of samples. Folders are searched for these two.
 
-    Units decode as well: segments with their durations, an array [frames], or one line of numbers
-    between blanks, a frame each. Text whose repeats were merged has lost the durations, and plays
-    each unit for one frame.
+    Units decode as well: segments with their durations, an array [frames], or a line of text with
+    blanks between them, as unit:frames or a number for each frame. Where repeats were merged
+    without durations, each unit plays for one frame.
 
     Example: audiovq decode speech.npy -o speech.decoded.wav
     """
@@ -76,7 +76,15 @@ def decode(
     def convert(source: str, target: str, on_progress: OnProgress) -> Done:
         from audiovq.transcode import decode_file
 
-        done = decode_file(codec, source, target, n_q=n_q, keep_broken=keep_broken, overwrite=force)
+        done = decode_file(
+            codec,
+            source,
+            target,
+            n_q=n_q,
+            keep_broken=keep_broken,
+            overwrite=force,
+            progress=on_progress,
+        )
         levels, frames = done.shape
         rate = codec.config.sample_rate
         line = f"{source} -> {target}: {done.seconds:.2f} s at {rate} Hz"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audiovq.codes import FORMATS, TOKEN_SUFFIXES
-from audiovq.segment import SEGMENT_SUFFIX
+from audiovq.segment import SEGMENT_SUFFIX, check_price
 
 from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
 from .plan import STDIO, names_folder, plan
@@ -113,7 +113,9 @@ def encode(
         from audiovq.transcode import encode_file, segment_file
 
         if segment:
-            done = segment_file(codec, source, target, price=price, overwrite=force)
+            done = segment_file(
+                codec, source, target, price=price, overwrite=force, progress=on_progress
+            )
             return _of_segments(source, target, done)
         done = encode_file(
             codec,
@@ -153,9 +155,11 @@ def _done(source: str, target: str, done: "Transcoded", what: str, facts: dict[s
 def _refuse_unused(
     segment: bool, *, n_q: int | None, token_format: TokenFormat | None, price: float | None
 ) -> None:
-    """Refuse options that would be ignored."""
-    if not segment and price is not None:
-        raise typer.BadParameter("--price is for --segment; add --segment or leave it out.")
+    """Refuse options that would be ignored, and a price that is none."""
+    if price is not None:
+        if not segment:
+            raise typer.BadParameter("--price is for --segment; add --segment or leave it out.")
+        check_price(price)
     if segment and n_q is not None:
         raise typer.BadParameter("--segment writes units, which are one level; leave out --n-q.")
     if segment and token_format is not None:

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .failures import plain, tell
 from .options import Device, DeviceOption, Force, Model, load_model, print_table
+from .plan import check_picture
 
 
 def evaluate(
@@ -70,7 +72,7 @@ def evaluate(
     per_file: Annotated[bool, typer.Option("--per-file", help="A line for every clip.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the measures against the bitrate.")
+        Path | None, typer.Option(help="Draw the measures against the bitrate, PNG.")
     ] = None,
     page: Annotated[
         Path | None,
@@ -86,12 +88,11 @@ def evaluate(
 
     Example: audiovq evaluate recordings/ --n-q 2,8 --peers opus:6,codec2:3200 --plot quality.png
     """
-    from audiovq.files import refuse_existing
     from audiovq.quality.evaluate import evaluate as run
     from audiovq.quality.report import page_folder, plot_rate_quality, write_page
 
     if plot is not None:
-        refuse_existing(plot, overwrite=force)
+        check_picture(plot, overwrite=force)
     codec, levels = _model_and_levels(model, device, n_q, given=decoded is not None)
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -130,11 +131,11 @@ def evaluate(
         for table in _tables(found, per_file=per_file):
             print_table(table)
     for note in found.notes:
-        typer.echo(note, err=True)
+        tell(note, err=True)
     if plot is not None:
-        typer.echo(f"Wrote {plot}", err=True)
+        tell(f"Wrote {plot}", err=True)
     if page is not None:
-        typer.echo(f"Wrote {page / 'index.html'}", err=True)
+        tell(f"Wrote {page / 'index.html'}", err=True)
 
 
 def _model_and_levels(
@@ -180,7 +181,7 @@ def _tables(found: Any, *, per_file: bool) -> list[Table]:
             rate = 8 * row.n_bytes / row.seconds / 1000 if row.n_bytes else None
             values = [row.values.get(name) for name in found.metrics]
             table.add_row(
-                row.file,
+                plain(row.file),
                 row.system,
                 number(rate, ".2f"),
                 *(

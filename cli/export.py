@@ -8,6 +8,7 @@ import typer
 
 from audiovq.files import FileRefused
 
+from .failures import tell
 from .options import Force
 
 
@@ -61,7 +62,7 @@ def export(
     if as_json:
         typer.echo(json.dumps({**facts, "files": names}))
     elif not quiet:
-        typer.echo(f"wrote {out}: {model.name}, {model.fingerprint} ({', '.join(names)})")
+        tell(f"wrote {out}: {model.name}, {model.fingerprint} ({', '.join(names)})")
 
 
 def _refuse_other_kind(out: Path, onnx: bool) -> None:

@@ -5,6 +5,9 @@ import os
 import sys
 import traceback
 
+import typer
+from rich.text import Text
+
 from audiovq.files import FileRefused, OutputExists
 
 REFUSED, BAD_ARGUMENT, EXISTS, INTERRUPTED = 1, 2, 3, 130
@@ -20,6 +23,21 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def plain(text: str) -> Text:
+    """Lines from files and of names as they may stand in a table: markup reads as it is written."""
+    return Text("\n".join(map(printable, text.split("\n"))))
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Print lines for people. Where standard output was closed, nobody wants to read them."""
+    try:
+        for line in text.split("\n"):
+            typer.echo(printable(line), err=err)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
 
 
 def exit_code(error: BaseException) -> int:

@@ -7,14 +7,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from audiovq import hub
+from audiovq.codes import TOKEN_SUFFIXES
+
+from .failures import plain
 from .options import Model, load_model
 
 
 def info(
     source: Annotated[
-        str, typer.Argument(metavar="FILE|MODEL", help='Token file, "default", or model folder.')
+        str,
+        typer.Argument(
+            metavar="FILE|MODEL",
+            help='Token file, or a model as --model names it: "default", a folder, owner/name.',
+        ),
     ] = "default",
     model: Model = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -23,8 +30,7 @@ def info(
 
     Example: audiovq info speech.avq
     """
-    is_model = source == "default" or Path(source).is_dir()
-    facts = _model_facts(source) if is_model else _token_facts(source, model)
+    facts = _model_facts(source) if _is_model(source) else _token_facts(source, model)
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -37,10 +43,11 @@ def info(
     Console().print(table)
 
 
-def plain(text: str) -> Text:
-    """Text from a file as it may stand on a terminal: its markup and escape codes as they read."""
-    escaped = (c.encode("unicode_escape").decode() for c in text)
-    return Text("".join(c if c.isprintable() or c == "\n" else e for c, e in zip(text, escaped)))
+def _is_model(source: str) -> bool:
+    """Whether a name is a model's; a token file that is missing may look like one of the hub."""
+    path = Path(source)
+    on_hub = hub.names_repository(source) and path.suffix.lower() not in TOKEN_SUFFIXES
+    return source == "default" or path.is_dir() or (on_hub and not path.exists())
 
 
 def _token_facts(source: str, model: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from audiovq.files import STDIO, FileRefused
+from audiovq.files import STDIO, FileRefused, refuse_existing
 
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,5}")  # .wav and .npy, but not the .5 of run-0.5
 
@@ -46,10 +46,12 @@ def names_folder(out: str, formats: Sequence[str]) -> bool:
     return True
 
 
-def check_picture(path: Path) -> None:
-    """Raise `typer.BadParameter` when `path` is named after another format than PNG."""
+def check_picture(path: Path, *, overwrite: bool) -> None:
+    """Before the work: raise `typer.BadParameter` when `path` is named after another format than
+    PNG, and `FileRefused` when it cannot be written."""
     if path.suffix.lower() != ".png" and _SUFFIX.fullmatch(path.suffix.lower()):
         raise typer.BadParameter(f"{path} ends in {path.suffix}; pictures are PNG: end it in .png.")
+    refuse_existing(path, overwrite=overwrite)
 
 
 def plan(

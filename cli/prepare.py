@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from .failures import tell
 from .options import Force
 
 
@@ -61,6 +62,6 @@ def prepare(
     if as_json:
         typer.echo(report.to_json())
     elif not quiet:
-        typer.echo(report.summary())
+        tell(report.summary())
     if not quiet:
-        typer.echo(f"wrote {out}: train.jsonl.gz, validation.jsonl.gz, report.json", err=as_json)
+        tell(f"wrote {out}: train.jsonl.gz, validation.jsonl.gz, report.json", err=as_json)

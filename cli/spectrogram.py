@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .failures import tell
 from .options import Force
 from .plan import check_picture, refuse_sources
 
@@ -30,14 +31,12 @@ def spectrogram(
     """
     if len(recordings) > 2:
         raise typer.BadParameter("give one or two recordings.")
-    check_picture(out)
     refuse_sources([*recordings, *([str(tokens)] if tokens else [])], [str(out)])
+    check_picture(out, overwrite=force)
     from audiovq import read_tokens
     from audiovq.audio import AudioReader
-    from audiovq.files import refuse_existing
     from audiovq.pictures import draw_spectrograms
 
-    refuse_existing(out, overwrite=force)  # before the work, not after it
     wavs = {name: AudioReader(name, sample_rate) for name in recordings}
     codes = read_tokens(tokens) if tokens is not None else None
     if codes is not None and codes.header is not None:
@@ -45,4 +44,4 @@ def spectrogram(
     draw_spectrograms(
         wavs, sample_rate, codes.indices if codes else None, frame_rate, out, overwrite=force
     )
-    typer.echo(f"wrote {out}")
+    tell(f"wrote {out}")

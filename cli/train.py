@@ -11,6 +11,8 @@ from rich.logging import RichHandler
 
 from audiovq.files import FileRefused
 
+from .failures import tell
+
 
 def train(
     recipe: Annotated[
@@ -70,7 +72,7 @@ def train(
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "steps": settings.train.steps}))
     elif not quiet:
-        typer.echo(f"wrote {folder}; audiovq export {folder} -o MODEL_DIR makes a model of it")
+        tell(f"wrote {folder}; audiovq export {folder} -o MODEL_DIR makes a model of it")
 
 
 def _set_up_log(console: Console, quiet: bool) -> None:

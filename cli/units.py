@@ -33,8 +33,9 @@ from audiovq.units.report import (
     written,
 )
 
+from .failures import plain, tell
 from .options import Force, Json, Quiet, Recursive, print_table
-from .plan import plan
+from .plan import check_picture, plan
 from .work import Done, OnProgress, work
 
 if TYPE_CHECKING:
@@ -122,7 +123,10 @@ def evaluate_command(
     if picture is not None and audio is None:
         raise typer.BadParameter("--picture needs the recordings; add --audio DIR.")
     phones_to = discophon_phones(discophon) if discophon is not None else None
-    for path in (heatmap_to, picture, discophon, phones_to):
+    for path in (heatmap_to, picture):
+        if path is not None:
+            check_picture(path, overwrite=force)
+    for path in (discophon, phones_to):
         if path is not None:
             refuse_existing(path, overwrite=force)
     files = read_units(tokens, level=level, frame_rate=frame_rate)
@@ -386,7 +390,7 @@ def robust_command(
     from audiovq.units.robust import load_speech, robustness, robustness_picture
 
     if plot is not None:
-        refuse_existing(plot, overwrite=force)
+        check_picture(plot, overwrite=force)
     chosen, left_out = _conditions(conditions)
     phones = None if alignments is None else read_alignments(alignments, tier=tier, unit=times)
     speech = load_speech(audio, alignments=phones, speakers=speakers, limit=limit, seconds=seconds)
@@ -458,7 +462,7 @@ def _print_robustness(found: "Robustness") -> None:
         table = Table(title=title, title_justify="left")
         table.add_column("condition", no_wrap=True)
         for kind in found.scores:
-            table.add_column(kind, justify="right", no_wrap=True)
+            table.add_column(plain(kind), justify="right", no_wrap=True)
         for condition in next(iter(found.scores.values())):
             cells = [getattr(scores[condition], measure) for scores in found.scores.values()]
             if None not in cells and (condition != "clean" or measure == "accuracy"):
@@ -470,7 +474,7 @@ def _print_robustness(found: "Robustness") -> None:
     for kind, probe in found.probes.items():
         line = f"{kind}: a linear classifier names {written(probe.accuracy, 2)} of the speakers"
         chance = f"of 10 s ({probe.n_speakers} of them, chance {probe.chance:.2f})"
-        Console().print(f"{line} {chance}", highlight=False, soft_wrap=True)
+        Console().print(plain(f"{line} {chance}"), soft_wrap=True)
 
 
 def _shift(text: str) -> int | Literal["auto"]:
@@ -496,12 +500,12 @@ def _left_out(found: Comparison) -> list[str]:
 def _print_tables(found: Comparison) -> None:
     console = Console()
     for name, evaluation in found.evaluations.items():
-        console.print(described(name, evaluation), highlight=False, soft_wrap=True)
+        console.print(plain(described(name, evaluation)), soft_wrap=True)
     for silence, title in ((False, "Speech alone"), (True, "With silence as a phone")):
         table = Table(title=title, title_justify="left")
         table.add_column("measure", no_wrap=True)
         for name in found.evaluations:
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(plain(name), justify="right", no_wrap=True)
         for row in table_rows(found.evaluations, silence=silence, abx=found.abx):
             table.add_row(*row)
         print_table(table)
@@ -531,4 +535,4 @@ def _write_png(path: Path, figure: "Figure", force: bool) -> None:
 
 
 def _say(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    tell(line, err=True)

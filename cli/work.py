@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from audiovq.files import OutputExists
 
-from .failures import EXISTS, REFUSED, printable, sentence
+from .failures import EXISTS, REFUSED, printable, sentence, tell
 from .plan import STDIO, Plan
 
 OnProgress = Callable[[float, float | None], None]
@@ -74,7 +74,7 @@ def work(
                 for note in done.notes:
                     screen.note(note)
                 if as_json:
-                    screen.say(json.dumps({"source": source, "target": target, **done.facts}))
+                    screen.data({"source": source, "target": target, **done.facts})
                 elif not quiet:
                     screen.say(done.line, err=target == STDIO)
             screen.next_file(seconds)
@@ -141,7 +141,15 @@ class _Screen:
                 line, markup=False, highlight=False, emoji=False, soft_wrap=True
             )
         else:
-            typer.echo(line, err=err)
+            tell(line, err=err)
+
+    def data(self, facts: dict[str, Any]) -> None:
+        """A line for programs."""
+        line = json.dumps(facts)
+        if sys.stdout.isatty():
+            self.say(line)
+        else:
+            typer.echo(line)
 
     def note(self, line: str) -> None:
         """A line for people that is no error."""
@@ -155,7 +163,7 @@ class _Screen:
         self.say(f"audiovq: {why}", err=True)
         if as_json:
             facts = {"source": source, "target": target, "refused": why, "exists": exists}
-            self.say(json.dumps(facts))
+            self.data(facts)
 
     def on_progress(self, seconds: float, total: float | None) -> None:
         """Show how far the file at hand is."""

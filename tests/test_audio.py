@@ -157,6 +157,14 @@ def test_samples_far_beyond_full_scale_are_refused(tmp_path, peak):
     assert load_audio(tmp_path / "a.wav", 16_000).tolist() == [-3.0] * 9
 
 
+def test_what_resampling_raises_beyond_the_largest_level_is_refused(tmp_path):
+    wav = np.tile(np.repeat(np.float32([7.9, -7.9]), 100), 40)  # its steps overshoot
+    soundfile.write(tmp_path / "a.wav", wav, 16_000, subtype="FLOAT")
+    assert len(load_audio(tmp_path / "a.wav", 16_000)) == 8_000
+    with pytest.raises(FileRefused, match=r"a\.wav holds samples of up to 9"):
+        load_audio(tmp_path / "a.wav", 8_000)
+
+
 @pytest.mark.parametrize("error", [soundfile.LibsndfileError(2), RuntimeError("x"), OSError("x")])
 def test_whatever_libsndfile_raises_is_a_refusal(tmp_path, monkeypatch, error):
     path = tmp_path / "a.wav"

@@ -173,16 +173,20 @@ def test_bad_input_is_one_sentence_and_the_right_code(run, tmp_path):
         (["encode", EXAMPLES[1], "-o", tmp_path / "a.wav"], 2, ".npy or .avq"),
         (["encode", EXAMPLES[1], "-o", tmp_path / "a.npy", "--segment"], 2, "is .tsv"),
         (["encode", EXAMPLES[1], "--price", "3"], 2, "--price is for --segment"),
+        (["encode", EXAMPLES[1], "--segment", "--price", "nan"], 2, "must be >= 0, not nan"),
         (["encode", EXAMPLES[1], "--segment", "--n-q", "2"], 2, "leave out --n-q"),
         (["encode", EXAMPLES[1], "--segment", "--format", "avq"], 2, "leave out --format"),
         (["encode", "-", "--json"], 2, "would both go to standard output"),
         (["decode", tmp_path / "foreign.npy", "-o", tmp_path / "a.mp3"], 2, ".wav or .flac"),
         (["spectrogram", EXAMPLES[1], "-o", tmp_path / "p.jpg"], 2, "pictures are PNG"),
         (["codebook", tmp_path / "foreign.npy", "--plot", tmp_path / "p.svg"], 2, "are PNG"),
+        (["evaluate", EXAMPLES[1], "--plot", tmp_path / "p.svg"], 2, "pictures are PNG"),
         (["encode", tmp_path / ("x" * 300)], 1, "is too long for a file name"),
         (["decode", tmp_path / "foreign.npy"], 1, "not a token file"),
         (["decode", tmp_path / "none.npy"], 1, "does not exist"),
         (["info", tmp_path / "none"], 1, "does not exist"),
+        (["info", "folder/none.npy"], 1, "does not exist"),
+        (["info", "folder/none.avq"], 1, "does not exist"),
         (["codebook", tmp_path / "nothing"], 1, "holds no tokens"),
         (["spectrogram", EXAMPLES[1], "x", "y", "-o", tmp_path / "p.png"], 2, "one or two"),
     ]
@@ -193,6 +197,33 @@ def test_bad_input_is_one_sentence_and_the_right_code(run, tmp_path):
         assert message in said, (arguments, said)
         assert "Traceback" not in said
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_info_of_a_name_on_the_hub_is_that_of_the_model(run, tiny_folder, monkeypatch):
+    asked = []
+
+    def fetch(name, files):
+        asked.append(name)
+        return tiny_folder
+
+    monkeypatch.setattr("audiovq.hub.fetch", fetch)
+    assert json.loads(run("info", "owner/name", "--json").stdout)["model"] == "test model"
+    assert asked == ["owner/name"]
+
+
+def test_bad_arguments_steer_no_terminal(run, tmp_path):
+    for arguments in (
+        ["encode", "a", "-o", "\x1b[2J.mp3"],
+        ["encode", "a", "--\x1b[2J"],
+        ["\x1b[2J"],
+    ):
+        said = run(*arguments, code=2).output
+        assert "\\x1b[2J" in said
+        assert "\x1b[2J" not in said
+    (tmp_path / "\x1b[2J.png").touch()
+    assert "\x1b" not in run("spectrogram", "a", "-o", tmp_path / "\x1b[2J.png", code=3).output
+    wrote = run("spectrogram", EXAMPLES[1], "-o", tmp_path / "\x1b[2J.png", "--force").output
+    assert wrote == f"wrote {tmp_path}/\\x1b[2J.png\n"
 
 
 def test_a_missing_model_is_one_sentence(run):
@@ -320,6 +351,21 @@ def test_an_output_that_takes_nothing_is_one_sentence(tmp_path, redirect, said):
     script = f"{sys.executable} -m audiovq_cli codebook a.npy --json {redirect}"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True)
     assert done.stderr.decode() == f"{said}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a shell")
+def test_lines_that_nobody_wants_are_no_failure(tmp_path, tiny_folder):
+    """All files are done though no line can be said; data that goes nowhere is a failure."""
+    audiovq = f"{sys.executable} -m audiovq_cli"
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", np.zeros((1, 9), np.uint16))
+    script = f"{audiovq} decode a.npy b.npy -o out --model {tiny_folder} >&-"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "Bad file" in done.stderr) == (0, False), done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    script = f"{audiovq} decode a.npy -o again/ --model {tiny_folder} --json >&-"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "audiovq: standard output: Bad file descriptor.\n")
 
 
 def test_help_comes_without_torch():

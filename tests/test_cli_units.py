@@ -286,6 +286,21 @@ def test_bad_options_exit_with_two(corpus: Path, arguments: tuple) -> None:
     assert isinstance(result.exception, SystemExit | typer.BadParameter)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "tokens", "--alignments", "phones", "--heatmap", "x.jpg"),
+        ("evaluate", "tokens", "--alignments", "phones", "--picture", "x.svg", "--audio", "wavs"),
+        ("robust", "wavs", "--plot", "x.pdf"),
+    ],
+)
+def test_pictures_are_named_so(monkeypatch, corpus: Path, arguments: tuple) -> None:
+    monkeypatch.chdir(corpus)
+    result = CliRunner().invoke(units, list(arguments))
+    assert result.exit_code == 2
+    assert "pictures are PNG" in str(result.exception) + result.output
+
+
 def test_files_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(FileRefused, match="no tokens"):
         systems(corpus, "phones")

@@ -33,9 +33,10 @@ def test_units_in_every_form_are_the_first_level(tiny_model, tokens, tmp_path, m
     np.save(tmp_path / "units.npy", units)
     write_segments(tmp_path / "units.tsv", run_lengths(units))
     (tmp_path / "units.txt").write_text(to_text(units) + "\n")
+    (tmp_path / "merged.txt").write_text(to_text(units, durations=True) + "\n")
     goal = samples_of(tiny_model, tmp_path / "goal.npy")
     assert len(goal) == 320 * len(units)
-    for name in ("units.npy", "units.tsv", "units.txt"):
+    for name in ("units.npy", "units.tsv", "units.txt", "merged.txt"):
         path = tmp_path / name
         np.testing.assert_array_equal(samples_of(tiny_model, path), goal)
         stdin = type("Stdin", (), {"buffer": io.BytesIO(path.read_bytes())})
@@ -70,13 +71,14 @@ def test_fewer_levels_are_those_of_fewer_tokens(tiny_model, tokens, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "not units as text"),
-        ("a.txt", b"1 2\n3 4\n", "on one line"),
+        ("a.txt", b" \n", "a.txt holds no units"),
+        ("a.txt", b"1 2\n3 4\n", "not units as text: several lines"),
+        ("a.txt", b"5:2 7:0", "not units as text: '7:0' ends after frame"),
         ("a.txt", b"5 seven", "not units as text"),
         ("a.txt", b"utterance|1 2", "not units as text"),
         ("a.txt", b"-1 2", "not units as text"),
         ("a.txt", b"1 32", "code 32 is out of range"),
-        ("a.txt", b"1 99999", "no codebook"),
+        ("a.txt", b"1 99999", "a unit out of range"),
         ("a.txt", "\u0663 \u0664".encode(), "not units as text"),
         ("a.txt", b"1 \xff", "UTF-8"),
         ("a.tsv", b"unit\tstart\n1\t2\n", "not a segment file"),
@@ -91,6 +93,14 @@ def test_what_is_no_tokens_is_refused(tiny_model, tmp_path, name, content, messa
     with pytest.raises(FileRefused, match=message):
         decode_file(tiny_model, tmp_path / name, tmp_path / "a.wav")
     assert not (tmp_path / "a.wav").exists()
+
+
+def test_an_empty_standard_input_is_said_to_be_empty(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": io.BytesIO()}))
+    with pytest.raises(FileRefused, match="Standard input is empty"):
+        decode_file(tiny_model, "-", tmp_path / "a.wav")
+    with pytest.raises(FileRefused, match="Standard input is empty"):
+        encode_file(tiny_model, "-", tmp_path / "a.npy")
 
 
 def test_samples_are_rounded_to_the_nearest_and_clipped(rng):

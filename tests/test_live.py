@@ -175,6 +175,22 @@ def test_samples_far_beyond_full_scale_are_refused(tiny_model):
         encoded(tiny_model, as_wav(np.full(9, 20_000.0), "FLOAT"))
 
 
+@pytest.mark.parametrize(
+    ("rate", "bad"),
+    [(RATE, np.full(999, 20.0)), (44_100, np.tile([7.9] * 100 + [-7.9] * 100, 25))],
+    ids=["too loud", "too loud once resampled"],
+)
+def test_refused_samples_in_the_middle_break_the_stream_off(tiny_model, samples, rate, bad):
+    """What came before has gone to the reader, who cannot take it for the whole."""
+    source, target = io.BytesIO(), io.BytesIO()
+    soundfile.write(source, np.concatenate([samples, bad]), rate, subtype="FLOAT", format="WAV")
+    with pytest.raises(FileRefused, match="The input holds samples of up to"):
+        encode_live(tiny_model, Slowly(source.getvalue()), target)
+    kept = unpack_tokens(target.getvalue(), keep_broken=True)
+    assert "broke off" in str(kept.broken)
+    assert kept.header.n_samples > len(samples) / rate * RATE - 1_500
+
+
 def test_of_a_broken_stream_every_whole_chunk_is_kept(tiny_model, samples):
     """Wherever it is cut: no more than what came whole, and no less."""
     data = in_chunks(tiny_model, samples)

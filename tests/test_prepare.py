@@ -87,6 +87,7 @@ def test_find_recordings_names_cuts_and_speakers(tmp_path):
     (tmp_path / "notes.txt").write_text("not audio")
     (tmp_path / "bad.mp3").write_text("not audio either")
     write(tmp_path / ".hidden.wav", tone)
+    write(tmp_path / ".trash" / "old.wav", tone)
     found, unreadable = find_recordings(tmp_path, "parent")
     assert names(found) == ["anna/one", "anna/one.wav", "p225_001"]
     assert [cut.supervisions[0].speaker for cut in found] == ["anna", "anna", None]

@@ -142,7 +142,7 @@ def test_runs_and_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["a", "1.5", "-1", "1:0", "1:", ":1", "65536", f"1:{MAX_FRAMES}  1", "9" * 5000]
+    "line", ["a", "1.5", "-1", "1:0", "1:", "1\n2", ":1", "65536", f"1:{MAX_FRAMES}  1", "9" * 5000]
 )
 def test_text_that_is_not_units_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"unit|frame"):

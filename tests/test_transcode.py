@@ -39,12 +39,19 @@ def test_an_unknown_format_is_refused_before_the_work(tiny_model, tmp_path):
         encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.wav", token_format="wav")
 
 
-def test_progress_counts_the_seconds_up_to_all_of_them(tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["encode", "segment", "decode"])
+def test_progress_counts_the_seconds_up_to_all_of_them(tiny_model, tmp_path, monkeypatch, kind):
     monkeypatch.setattr("audiovq.audio._BLOCK", 8_000)
+    monkeypatch.setattr("audiovq.transcode.DECODE_FRAMES", 16)
     seen = []
-    done = encode_file(
-        tiny_model, EXAMPLES[1], tmp_path / "a.npy", progress=lambda *now: seen.append(now)
-    )
+    options = {"progress": lambda *now: seen.append(now)}
+    if kind == "encode":
+        done = encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.npy", **options)
+    elif kind == "segment":
+        done = segment_file(tiny_model, EXAMPLES[1], tmp_path / "a.tsv", price=1.0, **options)
+    else:
+        encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.avq", token_format="avq")
+        done = decode_file(tiny_model, tmp_path / "a.avq", tmp_path / "a.wav", **options)
     passed, totals = zip(*seen, strict=True)
     assert len(seen) > 4
     assert list(passed) == sorted(passed)
@@ -165,5 +172,7 @@ def test_a_price_is_found_on_a_bounded_part_of_the_sources(tiny_model, monkeypat
 def test_a_card_whose_price_is_no_price_is_refused(price, tmp_path):
     model = started_model(TINY)
     model.card["segment_price"] = price
-    with pytest.raises(ValueError, match="a number >= 0"):
+    with pytest.raises(FileRefused, match="a number >= 0"):
         segment_file(model, EXAMPLES[1], tmp_path / "a.tsv")
+    with pytest.raises(ValueError, match="must be >= 0"):
+        segment_file(model, tmp_path / "none.wav", tmp_path / "a.tsv", price=-1.0)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,29 @@ def test_abx_without_fastabx_says_what_it_needs(monkeypatch: pytest.MonkeyPatch)
         abx([], [], [])
     with pytest.raises(FileRefused, match="fastabx"):  # at once, not after the other measures
         compare({"u": np.zeros(3, int)}, {"u": []}, speakers="first:1", with_abx=True)
+
+
+def test_abx_of_no_triple_is_none_and_no_other_error_is_hidden(monkeypatch) -> None:
+    class EmptyTaskError(ValueError):
+        pass
+
+    def fail(error: Exception):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    fake = ModuleType("fastabx")
+    fake.EmptyTaskError, fake.Subsampler = EmptyTaskError, lambda *_: None
+    fake.Dataset = SimpleNamespace(from_item_and_units=lambda *_, **__: None)
+    fake.Task, fake.Score = fail(EmptyTaskError()), None
+    monkeypatch.setitem(sys.modules, "fastabx", fake)
+    phones = [Interval(0.1 * i, 0.1 * i + 0.1, phone) for i, phone in enumerate("abc")]
+    found = abx([np.zeros(15, int)], [phones], ["s"])
+    assert (found.within, found.across, found.n_triphones) == (None, None, 1)
+    fake.Task, fake.Score = lambda *_, **__: None, fail(ValueError("labels clash"))
+    with pytest.raises(ValueError, match="labels clash"):
+        abx([np.zeros(15, int)], [phones], ["s"])
 
 
 def test_abx_tells_perfect_units_from_random_ones() -> None:

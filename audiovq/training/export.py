@@ -3,8 +3,6 @@
 import logging
 from pathlib import Path
 
-import torch
-
 from audiovq.config import ModelConfig
 from audiovq.files import FileRefused, refuse_existing
 from audiovq.model import CONFIG_FILE, WEIGHTS_FILE, AudioVQ
@@ -43,17 +41,16 @@ def run_model(run: str | Path, *, best: bool = True) -> AudioVQ:
     }
     wanted = {sources[name]: tensor for name, tensor in model.state_dict().items()}
     weights = matching(path, tensors, wanted)
-    for name, source in sources.items():
-        tensor = weights[source].half() if name in averaged else weights[source]
-        if not torch.isfinite(tensor).all():
-            raise FileRefused(
-                f"{path} has weights in {name} that are not finite or beyond float16's 65504; "
-                "export another checkpoint (--newest), or train again with a lower "
-                "train.learning_rate."
-            )
     model.load_state_dict({name: weights[source] for name, source in sources.items()})
     model.card["steps"] = values["step"]
-    return model.eval().round_weights()
+    try:
+        model.eval().round_weights().check_weights()
+    except ValueError as error:
+        raise FileRefused(
+            f"{path} cannot be exported: {error} Take another checkpoint (--newest), or train "
+            "again with a lower train.learning_rate."
+        ) from error
+    return model
 
 
 def export(

@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 
 from audiovq.audio import audio_suffixes, check_rate, spelled
-from audiovq.files import FileRefused, atomic_output, refuse_existing
+from audiovq.files import FileRefused, atomic_output, files_below, refuse_existing
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
@@ -216,11 +216,7 @@ def find_recordings(
     if speaker_from not in (None, "parent", "prefix"):
         raise ValueError(f'speaker_from must be "parent" or "prefix", not "{speaker_from}".')
     suffixes = audio_suffixes()
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    paths = [path for path in files_below(folder) if path.suffix.lower() in suffixes]
     if not paths:
         raise FileRefused(f"{folder} holds no audio files (WAV, FLAC, OGG, ...).")
     cuts, unreadable, taken = [], {}, set()

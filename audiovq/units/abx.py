@@ -61,7 +61,7 @@ def abx(
     Raises `FileRefused` when fastabx is missing; it needs Python 3.12.
     """
     require_fastabx()
-    from fastabx import Dataset, Score, Subsampler, Task
+    from fastabx import Dataset, EmptyTaskError, Score, Subsampler, Task
 
     rows = triphones(units, alignments, speakers, frame_rate=frame_rate, shift=shift)
     if not rows:
@@ -85,12 +85,10 @@ def abx(
             subsampler = Subsampler(10, 5 if across else None, seed)
             try:
                 task = Task(dataset, on="#phone", by=by, across=across, subsampler=subsampler)
-                if not len(task):
-                    return None
-                score = Score(task, "identical", progress=False)
-                return float(score.collapse(levels=[("next-phone", "prev-phone"), "speaker"]))
-            except ValueError:  # no cell at all
+            except EmptyTaskError:
                 return None
+            score = Score(task, "identical", progress=False)
+            return float(score.collapse(levels=[("next-phone", "prev-phone"), "speaker"]))
 
         context = ["prev-phone", "next-phone"]
         return Abx(
