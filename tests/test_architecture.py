@@ -12,12 +12,12 @@ import pytest
 from audiovq.moved import MOVED
 
 ROOT = Path(__file__).parent.parent
-WINGS = {"training", "quality", "units"}
+WINGS = {"training", "quality", "units", "exploration"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
     {"files", "config", "hearing", "segment", "moved"},
     {"layers", "audio", "entry", "weights", "hub"},
-    {"codes", "source", "quantize", "health"},
+    {"codes", "source", "quantize", "health", "edit"},
     {"network", "pictures"},
     {"stream"},
     {"model"},
