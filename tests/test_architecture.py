@@ -119,7 +119,7 @@ def drawing() -> str:
     """The lines of `graph`, wings first, then the core from the top."""
     lines = graph()
     names = [*sorted(WINGS), *sorted(set(lines) - WINGS, reverse=True)]
-    return "\n".join(f"{name:<9} -> {' '.join(sorted(lines[name]))}" for name in names)
+    return "\n".join(f"{name:<11} -> {' '.join(sorted(lines[name]))}" for name in names)
 
 
 def test_the_drawing_in_contributing_is_the_graph():

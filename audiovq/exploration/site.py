@@ -16,7 +16,7 @@ from audiovq.audio import fit_length, load_audio
 from audiovq.exploration.against import Against
 from audiovq.exploration.corpus import Recording, Runs, chosen_runs, evenly, find_runs
 from audiovq.exploration.facts import CodeFacts, code_facts
-from audiovq.exploration.sounds import SUFFIX, alone, neutral_codes, write_sound
+from audiovq.exploration.sounds import SUFFIX, alone, write_sound
 from audiovq.files import atomic_output
 from audiovq.model import AudioVQ
 from audiovq.pictures import new_figure, render, save_figure
@@ -98,7 +98,7 @@ def write_site(
     heard = evenly(len(names), kept)
     chosen = chosen_runs(runs, heard, len(facts), lines)
     _write_recordings(folder, model, recordings, heard, progress)
-    _write_alone(folder, model, len(facts), level, progress)
+    _write_alone(folder, model, level, progress)
     for file in ("style.css", "page.js"):
         shutil.copyfile(PAGE_FILES / file, folder / file)
     colours = phone_colours(labels.phones if labels else [])
@@ -107,8 +107,7 @@ def write_site(
     concordance = _Concordance(recordings, runs, labels, frames, model.config.frame_rate)
     used = [fact.code for fact in facts if fact.n_frames]
     for fact in facts:
-        if fact.code % 16 == 0:
-            progress("pages", fact.code, len(facts))
+        progress("pages", fact.code, len(facts))
         page = render(
             PAGE_FILES / "code.html",
             **common,
@@ -283,15 +282,10 @@ def _write_recordings(
             write_sound(folder / "sound" / "original" / f"{number}{SUFFIX}", original, rate)
 
 
-def _write_alone(
-    folder: Path, model: AudioVQ, n_codes: int, level: int, progress: Progress
-) -> None:
+def _write_alone(folder: Path, model: AudioVQ, level: int, progress: Progress) -> None:
     """What each code sounds like alone."""
-    neutral = neutral_codes(model, level + 1)
-    for code in range(n_codes):
-        if code % 16 == 0:
-            progress("codes alone", code, n_codes)
-        wav = alone(model, code, level, neutral)
+    for code, wav in enumerate(alone(model, level)):
+        progress("codes alone", code, model.config.codebook_size)
         path = folder / "sound" / "alone" / f"{code}{SUFFIX}"
         write_sound(path, wav, model.config.sample_rate)
 

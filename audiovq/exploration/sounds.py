@@ -1,5 +1,6 @@
 """Sound for pages: compressed, and codes as they sound alone."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from audiovq.model import AudioVQ
 
 SUFFIX = ".ogg"
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
-ALONE_FRAMES = (12, 10, 8)
+ALONE_FRAMES = (8, 10, 6)
 """Frames of silence, of the code, and of silence again, in what a code sounds like alone."""
 
 
@@ -30,13 +31,18 @@ def neutral_codes(model: AudioVQ, n_q: int) -> torch.Tensor:
     return model.encode(silence, n_q=n_q).indices[0, :, -5]
 
 
-def alone(model: AudioVQ, code: int, level: int, neutral: torch.Tensor) -> np.ndarray:
-    """A code of `level` in the midst of silence, decoded: float32 [n].
+def alone(model: AudioVQ, level: int, *, at_once: int = 64) -> Iterator[np.ndarray]:
+    """Each code of `level` in the midst of silence, decoded: float32 [n], one after the other.
 
-    neutral: of `neutral_codes`, for `level + 1` levels. Every frame has the codes of silence at the
-    levels before `level`, and none after it.
+    All frames have the codes of silence at the levels before `level`, and none after it.
     """
-    before, during, after = ALONE_FRAMES
-    indices = neutral[:, None].repeat(1, before + during + after)
-    indices[level, before : before + during] = code
-    return model.decode(indices[None]).flatten().cpu().numpy()
+    before, during, _ = ALONE_FRAMES
+    neutral = neutral_codes(model, level + 1)
+    indices = torch.zeros(1, model.config.n_codebooks, sum(ALONE_FRAMES), dtype=torch.int64)
+    indices[0, : level + 1] = neutral[:, None]
+    for codes in torch.arange(model.config.codebook_size).split(at_once):
+        batch = indices.repeat(len(codes), 1, 1).to(model.device)
+        batch[:, level, before : before + during] = codes[:, None].to(model.device)
+        n_q = torch.full((len(codes),), level + 1, device=model.device)
+        with torch.no_grad():  # all at once: `decode` takes one after the other
+            yield from model.resynthesize(batch, n_q).wav[:, 0].cpu().numpy()
