@@ -97,9 +97,10 @@ def places_of(vectors: np.ndarray) -> np.ndarray:
 
     if len(vectors) < 8 or vectors.shape[1] < 2:
         wide = np.pad(vectors, ((0, 0), (0, max(0, 2 - vectors.shape[1]))))
-        n = min(2, *wide.shape)
+        n = min(2, len(wide) - 1)
         places = np.zeros((len(wide), 2))
-        places[:, :n] = PCA(n, svd_solver="full").fit_transform(wide)
+        if n:
+            places[:, :n] = PCA(n, svd_solver="full").fit_transform(wide)
     else:
         perplexity = min(30.0, (len(vectors) - 1) / 4)
         tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=0)

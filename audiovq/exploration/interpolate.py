@@ -95,12 +95,12 @@ def path_frames(path: np.ndarray, share: float) -> np.ndarray:
     """The frames of A and B that each frame of a step is made of: int64 [T, 2].
 
     path: of `align`. A pair (i, j) stands at the time (1 - share) i + share j, which rises along
-    the path; each whole time takes the last pair that is not later. At 0 the first column counts
-    up by one, at 1 the second.
+    the path; each whole time takes the last pair up to a quarter of a frame later. At 0 the first
+    column counts up by one, at 1 the second.
     """
     times = (1 - share) * path[:, 0] + share * path[:, 1]
-    n_frames = int(np.floor(times[-1] + 1e-9)) + 1
-    at = np.searchsorted(times, np.arange(n_frames) + 1e-9, side="right") - 1
+    n_frames = round(float(times[-1])) + 1
+    at = np.searchsorted(times, np.arange(n_frames) + 0.25, side="right") - 1
     return np.ascontiguousarray(path[at])
 
 

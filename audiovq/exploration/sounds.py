@@ -5,24 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 import torch
 
+from audiovq.audio import spelled
 from audiovq.model import AudioVQ
 
 SUFFIX = ".ogg"
-OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 ALONE_FRAMES = (8, 10, 6)
 """Frames of silence, of the code, and of silence again, in what a code sounds like alone."""
 
 
 def write_sound(path: Path, wav: np.ndarray, sample_rate: int) -> None:
-    """Write float32 samples [n] as Opus in Ogg, which browsers play; makes the folder."""
-    rate = next((rate for rate in OPUS_RATES if rate >= sample_rate), OPUS_RATES[-1])
-    if rate != sample_rate:
-        wav = soxr.resample(wav, sample_rate, rate)
+    """Write float32 samples [n] as Ogg Vorbis, which browsers play; makes the folder.
+
+    Opus would be two thirds as large, but libsndfile takes 13 times as long for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.clip(wav, -1, 1), rate, format="OGG", subtype="OPUS")
+    samples = np.clip(wav, -1, 1)
+    soundfile.write(spelled(path), samples, sample_rate, format="OGG", subtype="VORBIS")
 
 
 def neutral_codes(model: AudioVQ, n_q: int) -> torch.Tensor:
