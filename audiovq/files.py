@@ -6,8 +6,10 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -123,6 +125,52 @@ def sweep_temporaries(folder: Path) -> None:
                     or (match[1] == _machine() and not _is_running(int(match[2])))
                 ):
                     os.unlink(entry.path)
+
+
+@contextmanager
+def page_folder(folder: str | Path, generator: str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, and rename it to `folder` when the block succeeds.
+
+    The block writes a page into it, `index.html` and what belongs to it. If the block raises, the
+    temporary folder is removed and `folder` is as it was.
+
+    generator: what stands in the page's `<meta name="generator">`, by which a page is known.
+
+    Raises `FileRefused` when `folder` holds anything, unless `overwrite` and it is a page of the
+    same generator.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileRefused(f"{folder} is a file; name a folder for the page.")
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not overwrite:
+        raise FileRefused(f"{folder} is not empty; add --force to overwrite it or name another.")
+    if used and not _is_page(folder, generator):
+        raise FileRefused(
+            f"{folder} holds something else than a page of {generator}; name another."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise FileRefused(f"{folder} cannot be written: {error.strerror}.") from error
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders that only their owner may read
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise FileRefused(f"{folder} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_page(folder: Path, generator: str) -> bool:
+    index, mark = folder / "index.html", f'<meta name="generator" content="{generator}">'
+    return index.is_file() and mark in index.read_text(encoding="utf-8", errors="replace")
 
 
 def read_text(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Pictures of tokens and of sound, and pages of them. They need the extra `plot`."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,6 +38,11 @@ def save_figure(figure: "Figure", path: str | Path, *, overwrite: bool = False) 
 
 def render(template: Path, **values: Any) -> str:
     """The HTML page of a jinja2 template; whatever text is among `values` is escaped."""
+    return str(_compiled(template).render(values))
+
+
+@functools.cache  # a site has a thousand pages of one template
+def _compiled(template: Path) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -46,7 +52,7 @@ def render(template: Path, **values: Any) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    return environment.from_string(template.read_text(encoding="utf-8"))
 
 
 class Spectrogram(NamedTuple):

@@ -18,9 +18,11 @@ from .codebook import codebook
 from .decode import decode
 from .encode import encode
 from .evaluate import evaluate
+from .explore import explore
 from .export import export
 from .failures import EXIT_CODES, INTERRUPTED, exit_code, printable, sentence, settle_stdout
 from .info import info
+from .interpolate import interpolate
 from .prepare import prepare
 from .spectrogram import spectrogram
 from .stream import stream
@@ -29,6 +31,7 @@ from .units import units
 
 EXTRAS = {
     "matplotlib": "plot",
+    "jinja2": "plot",
     "lightning_fabric": "train",
     "lhotse": "train",
     "tensorboard": "train",
@@ -100,6 +103,8 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 for command in (encode, decode, info, codebook, spectrogram, evaluate, prepare, train, export):
+    app.command(epilog=EXIT_CODES)(command)
+for command in (explore, interpolate):
     app.command(epilog=EXIT_CODES)(command)
 app.add_typer(stream, name="stream")
 app.add_typer(units, name="units")

@@ -1,16 +1,13 @@
 """Pictures and pages of an `Evaluation`: the rate-quality plot and the listening page."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
+from audiovq import files
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused, atomic_output
 from audiovq.pictures import render
@@ -95,40 +92,9 @@ _COLORS = ["#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#b45309", "#0e7490"]
 _RATE_TICKS = [0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256]
 
 
-@contextmanager
-def page_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`, and rename it to `folder` when the block succeeds.
-
-    If the block raises, the temporary folder is removed and `folder` is as it was.
-
-    Raises `FileRefused` when `folder` holds anything, unless `overwrite` and it is a page that
-    `write_page` wrote.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FileRefused(f"{folder} is a file; name a folder for the page.")
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not overwrite:
-        raise FileRefused(f"{folder} is not empty; add --force to overwrite it or name another.")
-    if used and not _is_page(folder):
-        raise FileRefused(f"{folder} holds something else than a listening page; name another.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise FileRefused(f"{folder} cannot be written: {error.strerror}.") from error
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders that only their owner may read
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:
-        raise FileRefused(f"{folder} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def page_folder(folder: str | Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """A folder for `write_page`; see `files.page_folder`."""
+    return files.page_folder(folder, _GENERATOR, overwrite=overwrite)
 
 
 def write_page(evaluation: Evaluation, folder: str | Path) -> None:
@@ -203,8 +169,3 @@ def _draw_spectrogram(audio: Path, picture: Path) -> None:
     image.putpalette(palette.tobytes())
     picture.parent.mkdir(parents=True, exist_ok=True)
     image.save(picture, optimize=True)
-
-
-def _is_page(folder: Path) -> bool:
-    index, mark = folder / "index.html", f'<meta name="generator" content="{_GENERATOR}">'
-    return index.is_file() and mark in index.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,1 @@
+"""What codes mean to eye and ear: pages about a codebook, and ways between two recordings."""
