@@ -19,6 +19,7 @@ from .evaluate import evaluate
 from .export import export
 from .failures import EXIT_CODES, INTERRUPTED, exit_code, sentence, settle_stdout
 from .info import info
+from .lm import lm
 from .prepare import prepare
 from .spectrogram import spectrogram
 from .stream import stream
@@ -33,6 +34,7 @@ EXTRAS = {
     "pesq": "eval",
     "pystoi": "eval",
     "speechmos": "eval",
+    "transformers": "lm",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "visqol": "visqol",
@@ -85,6 +87,7 @@ for command in (encode, decode, info, codebook, spectrogram, evaluate, prepare, 
     app.command(epilog=EXIT_CODES)(command)
 app.add_typer(stream, name="stream")
 app.add_typer(units, name="units")
+app.add_typer(lm, name="lm")
 
 
 def _show_version(wanted: bool) -> None:
