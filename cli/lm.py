@@ -287,11 +287,12 @@ def _target(out: str | None, streamed: bool, force: bool) -> Target:
         refuse_existing(out, overwrite=force)
 
     def save(generate: Generate, codec: "AudioVQ", quiet: bool) -> None:
-        from audiovq.audio import save_audio
+        from audiovq.audio import audio_writer
 
-        speech = generate(None)
         rate = codec.config.sample_rate
-        save_audio(out, speech.wav[0, 0].cpu().numpy(), rate, overwrite=force)
+        with audio_writer(out, rate, overwrite=force) as file:
+            speech = generate(None)
+            file.write(speech.wav[0, 0].cpu().numpy())
         if not quiet:
             seconds, prompt = speech.wav.shape[2] / rate, speech.n_prompt / codec.config.frame_rate
             of_prompt = f", {prompt:.2f} s of it the prompt" if prompt else ""
