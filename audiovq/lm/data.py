@@ -67,8 +67,11 @@ class TokenDataset(Dataset[Utterance]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[Utterance]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Utterance:
-        row, start = self.rows[index], self.starts[index]  # IndexError ends an iteration
+        row, start = self.rows[index], self.starts[index]
         codes = np.array(self.codes[:, start : start + self.frames[index]])
         return Utterance(row["name"], codes, row["text"])
 

@@ -37,7 +37,7 @@ def save_stage(model: Stage, folder: Path, card: dict[str, Any]) -> None:
     """
     tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     check_finite(tensors)
-    config = {
+    config: dict[str, Any] = {
         "stage": stage_name(model),
         "vocabulary": model.vocabulary.to_dict(),
         "sizes": asdict(model.sizes),
