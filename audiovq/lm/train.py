@@ -55,7 +55,10 @@ logger = logging.getLogger("audiovq.lm")
 
 RECIPE_FILE = "recipe.json"
 KINDS = {"step": int, "best": float | int, "recipe": dict}
-MAY_CHANGE = "steps log_every validate_every checkpoint_every keep threads precision accelerator"
+MAY_CHANGE = (
+    "steps log_every validate_every validation_utterances checkpoint_every keep threads precision "
+    "accelerator"
+)
 """Settings of `train` that a run may go on with changed."""
 FIRST_LOGS = (1, 2, 5, 10, 20)
 MAX_BAD_STEPS = 5
