@@ -156,7 +156,7 @@ def decode_live(
     check_header(model, reader.header, "the stream")
     n_q = check_levels(n_q, reader.header.n_q, "the stream")
     if not raw:
-        target.write(_wav_header(model.config.sample_rate))
+        target.write(wav_header(model.config.sample_rate))
         target.flush()
     stream = model.stream()
     for codes in reader:
@@ -293,7 +293,8 @@ def _skip(source: BinaryIO, n_bytes: int) -> None:
         n_bytes -= len(data)
 
 
-def _wav_header(sample_rate: int) -> bytes:
+def wav_header(sample_rate: int) -> bytes:
+    """That of a 16-bit mono WAV stream whose length is not known."""
     form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
     return (
         struct.pack("<4sI4s4sI", b"RIFF", _UNKNOWN, b"WAVE", b"fmt ", len(form))

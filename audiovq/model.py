@@ -40,8 +40,8 @@ DEFAULT_FOLDER = Path(__file__).parent / "default"
 class Output:
     """What `AudioVQ.forward` computes in training."""
 
-    wav: Tensor | None
-    """Reconstruction [B, 1, N]; None where only the units are computed."""
+    wav: Tensor
+    """Reconstruction [B, 1, N]."""
     units: Tensor | None
     """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients; None from codes."""
     quantized: Quantized | None
@@ -218,7 +218,7 @@ class AudioVQ(nn.Module):
         wav, pitch = self._decode(z_q)
         return Output(wav, units, quantized, pitch)
 
-    def hear(self, wav: Tensor) -> Output:
+    def hear(self, wav: Tensor) -> Quantized:
         """The units' part of `forward`, where they share no layer with the sound (`level_frames`).
 
         wav: [B, 1, N], N a multiple of hop_length.
@@ -228,8 +228,7 @@ class AudioVQ(nn.Module):
         assert isinstance(self.quantizer, SplitQuantizer)
         with torch.autocast(wav.device.type, enabled=False):
             one = torch.ones(len(wav), dtype=torch.int64, device=wav.device)
-            quantized = self.quantizer.units(z.float(), one)
-        return Output(None, quantized.units, quantized, None)
+            return self.quantizer.units(z.float(), one)
 
     def resynthesize(self, codes: Tensor, n_q: Tensor) -> Output:
         """The decoder's part of `forward`, for codes [B, n_codebooks, T] that are known.

@@ -16,6 +16,8 @@ MOVED = {
     "audiovq.losses": "audiovq.training.losses",
     "audiovq.discriminator": "audiovq.training.discriminator",
     "audiovq.checkpoint": "audiovq.training.checkpoint",
+    "audiovq.training.interrupt": "audiovq.interrupt",
+    "audiovq.training.hardware": "audiovq.hardware",
     "audiovq.train": "audiovq.training.loop",
     "audiovq.metrics": "audiovq.quality.metrics",
     "audiovq.peers": "audiovq.quality.peers",

@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from .export import export
 from .failures import EXIT_CODES, INTERRUPTED, exit_code, printable, sentence, settle_stdout
 from .info import info
 from .interpolate import interpolate
+from .lm import lm
 from .prepare import prepare
 from .spectrogram import spectrogram
 from .stream import stream
@@ -38,6 +39,7 @@ EXTRAS = {
     "pesq": "eval",
     "pystoi": "eval",
     "speechmos": "eval",
+    "transformers": "lm",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "visqol": "visqol",
@@ -102,12 +104,24 @@ app = typer.Typer(
     help="Speech to short sequences of discrete tokens, and tokens to speech.",
     epilog=EXIT_CODES,
 )
-for command in (encode, decode, info, codebook, spectrogram, evaluate, prepare, train, export):
-    app.command(epilog=EXIT_CODES)(command)
-for command in (explore, interpolate):
+VERBS: tuple[Callable[..., None], ...] = (
+    encode,
+    decode,
+    info,
+    codebook,
+    spectrogram,
+    evaluate,
+    explore,
+    interpolate,
+    prepare,
+    train,
+    export,
+)
+for command in VERBS:
     app.command(epilog=EXIT_CODES)(command)
 app.add_typer(stream, name="stream")
 app.add_typer(units, name="units")
+app.add_typer(lm, name="lm")
 
 
 def _show_version(wanted: bool) -> None:

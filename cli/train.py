@@ -54,11 +54,11 @@ def train(
 
     file, folder = _recipe_and_run(recipe, out, resume)
     settings = read_recipe(file, changes)
-    from audiovq.training.interrupt import TrainingStopped
+    from audiovq.interrupt import TrainingStopped
     from audiovq.training.loop import train as run
 
     console = Console(stderr=True)
-    _set_up_log(console, quiet)
+    set_up_log(console, quiet)
     try:
         run(
             settings,
@@ -75,7 +75,8 @@ def train(
         tell(f"wrote {folder}; audiovq export {folder} -o MODEL_DIR makes a model of it")
 
 
-def _set_up_log(console: Console, quiet: bool) -> None:
+def set_up_log(console: Console, quiet: bool) -> None:
+    """Let the library's log lines go well with a progress bar, or be still."""
     logger = logging.getLogger("audiovq")
     if quiet:
         logger.setLevel(logging.WARNING)

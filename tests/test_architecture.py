@@ -12,11 +12,20 @@ import pytest
 from audiovq.moved import MOVED
 
 ROOT = Path(__file__).parent.parent
-WINGS = {"training", "quality", "units", "exploration"}
+WINGS = {"training", "quality", "units", "exploration", "lm"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
-    {"files", "config", "distortions", "hearing", "segment", "moved"},
-    {"layers", "audio", "entry", "weights", "hub"},
+    {
+        "files",
+        "config",
+        "distortions",
+        "hearing",
+        "hardware",
+        "interrupt",
+        "segment",
+        "moved",
+    },
+    {"layers", "audio", "entry", "weights", "hub", "runs", "settings"},
     {"codes", "source", "quantize", "health", "edit"},
     {"network", "pictures"},
     {"stream"},
@@ -177,10 +186,11 @@ def test_encoding_imports_nothing_heavy():
         "matplotlib",
         "lightning_fabric",
         "lhotse",
+        "transformers",
     ]
     code = (
         "import sys, audiovq, audiovq.transcode, audiovq_cli\n"
-        f"print([name for name in {heavy} + ['audiovq.training', 'audiovq.quality'] "
+        f"print([name for name in {heavy} + ['audiovq.training', 'audiovq.quality', 'audiovq.lm'] "
         "if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -28,7 +28,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 COMMANDS = typer.main.get_command(app)
 GONE = re.compile(r"audiovq\.units\.merge_repeats")
 """What the changelog says is removed."""
-OTHERS = {"loss.name", "model.stream", "model.safetensors", "train.tsv"}
+OTHERS = {"loss.name", "model.stream", "model.safetensors", "train.jsonl", "train.npy", "train.tsv"}
 """What looks like a setting and is none."""
 FOLDERS = ("audiovq", "cli", "tests", "docs", "benchmarks", "recipes", "examples", ".ci")
 
@@ -160,3 +160,28 @@ def test_every_measure_of_units_is_defined():
     for row in ROWS:
         words = re.sub(r", (bit|all frames|repeats merged)$", "", row.label.lower())
         assert words.removeprefix("boundary ") in said, row.label
+
+
+def test_the_page_on_language_models_runs(tiny_model, tiny_folder, tmp_path, monkeypatch):
+    """All its Python, block after block, on a language model of the examples."""
+    pytest.importorskip("transformers")
+    from lm_tiny import prepared, tiny_recipe
+
+    from audiovq.lm.train import train
+
+    data = prepared(tiny_model, tmp_path / "made")
+    for name in ("units", "acoustic"):
+        train(tiny_recipe(name, data, tiny_folder, steps=1), tmp_path / "runs" / "lm")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "lm").symlink_to(data)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setattr("audiovq.model.DEFAULT_FOLDER", tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "language_models.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    assert len(blocks) > 4
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "language_models.md", "exec"), names)
+    assert float(names["loss"].detach()) > 0
+    assert [row["name"] for row in names["rows"]()] == [item.name for item in names["data"]]

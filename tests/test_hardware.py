@@ -7,7 +7,7 @@ import platform
 import pytest
 import torch
 
-from audiovq.training import hardware
+from audiovq import hardware
 from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
 
 ONEDNN, AVX512_BF16 = "oneDNN", "AVX512_BF16"

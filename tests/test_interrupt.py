@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from audiovq.training.interrupt import SIGNALS, stop_wish
+from audiovq.interrupt import SIGNALS, stop_wish
 
 
 @pytest.mark.parametrize("number", SIGNALS)

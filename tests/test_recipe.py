@@ -249,10 +249,11 @@ def test_every_setting_is_documented():
     import ast
     import inspect
 
+    import audiovq.settings
     import audiovq.training.recipe
 
-    tree = ast.parse(inspect.getsource(audiovq.training.recipe))
-    for node in tree.body:
+    sources = map(inspect.getsource, (audiovq.settings, audiovq.training.recipe))
+    for node in ast.parse("".join(sources)).body:
         if isinstance(node, ast.ClassDef):
             for item, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(item, ast.AnnAssign) and node.name != "Recipe":

@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from audiovq.files import FileRefused
+from audiovq.runs import cut_metrics
 from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe
-from audiovq.training.run_files import cut_metrics, differences, save_recipe, saved_recipe
+from audiovq.training.run_files import differences, save_recipe, saved_recipe
 
 RECIPE = Recipe(data=DataSettings(train=(ManifestSettings("a.jsonl"),)), card={"name": "a"})
 

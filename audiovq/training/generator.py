@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from audiovq.model import AudioVQ
+from audiovq.quantize import Quantized
 from audiovq.training.recipe import Recipe
 
 
@@ -33,29 +34,36 @@ class Generator(nn.Module):
         """codes: [B, n_codebooks, T] of wav, when they are known: then only the decoder runs. With
         train.learn = "units" only their own layers run, and there is no sound."""
         if self.units_alone:
-            output = self.model.hear(wav)
-        elif codes is not None:
+            return self._judged({}, self.model.hear(wav))
+        if codes is not None:
             output = self.model.resynthesize(codes, n_q)
         else:
             output = self.model(wav, n_q, quantize=quantize)
-        result: dict[str, Any] = {} if output.wav is None else {"wav": output.wav}
+        result: dict[str, Any] = {"wav": output.wav}
         if output.pitch is not None:
             result["pitch"] = output.pitch
-        if output.units is None:
-            return result
-        result["units"] = output.units
-        if output.quantized is not None:
+        return self._judged(result, output.quantized, output.units)
+
+    def _judged(
+        self, result: dict[str, Any], quantized: Quantized | None, units: Tensor | None = None
+    ) -> dict[str, Any]:
+        """`result` with what the losses on codes and units need; units: where nothing quantized."""
+        if quantized is not None:
+            units = quantized.units
             result |= {
-                "codes": output.quantized.codes,
-                "unit_vectors": output.quantized.unit_vectors,
-                "commitment": output.quantized.commitment,
-                "codebook": output.quantized.codebook_loss,
-                "resets": output.quantized.resets,
+                "codes": quantized.codes,
+                "unit_vectors": quantized.unit_vectors,
+                "commitment": quantized.commitment,
+                "codebook": quantized.codebook_loss,
+                "resets": quantized.resets,
             }
+        if units is None:
+            return result
+        result["units"] = units
         if self.teacher_head is not None:
-            result["teacher"] = self.teacher_head(output.units)
+            result["teacher"] = self.teacher_head(units)
         if self.label_head is not None:
-            result["labels"] = self.label_head(output.units)
+            result["labels"] = self.label_head(units)
         return result
 
 

@@ -1,6 +1,5 @@
 """What a run says: lines for people, metrics.jsonl for programs, TensorBoard, alarms."""
 
-import json
 import logging
 import time
 from dataclasses import dataclass, field
@@ -13,9 +12,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from audiovq.health import COLLAPSED, CodebookHealth, codebook_health
+from audiovq.runs import Metrics
 from audiovq.training.optimizers import schedule
 from audiovq.training.recipe import Recipe
-from audiovq.training.run_files import METRICS_FILE
 
 logger = logging.getLogger("audiovq.train")
 
@@ -55,7 +54,7 @@ class RunLog:
         self.writes = fabric.is_global_zero
         self.window = self._empty(step)
         self.unreadable: set[str] = set()
-        self.writer = self._tensorboard(step)
+        self.metrics = Metrics(out, step) if self.writes else None
 
     def say(self, line: str) -> None:
         """A line for people."""
@@ -154,37 +153,20 @@ class RunLog:
 
     def write_metrics(self, step: int, values: dict[str, Any]) -> None:
         """A line of metrics.jsonl, and TensorBoard's scalars."""
-        if not self.writes:
-            return
-        with (self.out / METRICS_FILE).open("a") as file:
-            file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-        if self.writer is None:
-            return
-        for name, value in values.items():
-            for level, part in enumerate(value if isinstance(value, list) else [value]):
-                tag = f"{name}/{level}" if isinstance(value, list) else name
-                self.writer.add_scalar(tag, part, step)
+        if self.metrics is not None:
+            self.metrics.write(step, values)
 
     def write_sample(self, tag: str, wav: Tensor, mel: Tensor, step: int) -> None:
         """Sound [1, 1, N] and its log mel spectrogram [bands, frames], for TensorBoard."""
-        if self.writer is None:
+        if self.metrics is None or self.metrics.writer is None:
             return
         rate = self.recipe.model.sample_rate
-        self.writer.add_audio(tag, wav[0].clamp(-1, 1).cpu(), step, sample_rate=rate)
+        self.metrics.writer.add_audio(tag, wav[0].clamp(-1, 1).cpu(), step, sample_rate=rate)
         low, high = mel.min(), mel.max()
         image = ((mel.flip(0) - low) / (high - low)).cpu()
-        self.writer.add_image(tag, image[None], step)
+        self.metrics.writer.add_image(tag, image[None], step)
 
     def _empty(self, step: int) -> Window:
         model = self.recipe.model
         counts = torch.zeros(model.n_codebooks, model.codebook_size)
         return Window(counts, torch.zeros(model.n_codebooks), step)
-
-    def _tensorboard(self, step: int) -> Any:
-        if not self.writes:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(self.out / "tensorboard", purge_step=step + 1 if step else None)

@@ -31,6 +31,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from audiovq.files import FileRefused
+from audiovq.hardware import choose_precision, choose_threads, describe
+from audiovq.interrupt import TrainingStopped, leave_to_parent, stop_wish
 from audiovq.model import AudioVQ
 from audiovq.quantize import SplitQuantizer
 from audiovq.training.adversary import Adversary
@@ -48,8 +50,6 @@ from audiovq.training.checkpoint import (
 )
 from audiovq.training.data import Corpus, CropDataset, StepBatches, read_manifest
 from audiovq.training.generator import Generator, dropout_levels
-from audiovq.training.hardware import choose_precision, choose_threads, describe
-from audiovq.training.interrupt import TrainingStopped, leave_to_parent, stop_wish
 from audiovq.training.log import RunLog
 from audiovq.training.losses import (
     MelLoss,
@@ -60,7 +60,7 @@ from audiovq.training.losses import (
 )
 from audiovq.training.optimizers import all_finite, clip_gradients, make_optimizer, schedule
 from audiovq.training.recipe import Recipe
-from audiovq.training.run_files import cut_metrics, save_recipe
+from audiovq.training.run_files import save_recipe
 from audiovq.training.start import find_start, initial_model, learns
 from audiovq.training.validate import validate, validation_clips
 
@@ -226,7 +226,6 @@ class Run:
         """Make the run's folder that of this step, so that it holds no step twice."""
         if self.fabric.is_global_zero:
             save_recipe(self.out, self.recipe, self.step)
-            cut_metrics(self.out, self.step)
 
     def _start_line(self) -> str:
         seconds = sum(cut.duration for part in self.dataset.corpora for cut in part.cuts)

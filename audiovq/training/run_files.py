@@ -1,4 +1,4 @@
-"""What a run's folder holds besides checkpoints: its recipes and its metrics.
+"""What a run's folder holds besides checkpoints and metrics: its recipes.
 
 `recipe.json` is the recipe of the run as it is now, `recipe-00000000.json` the one it began with,
 and `recipe-STEP.json` each one that it went on with from that step.
@@ -15,7 +15,6 @@ from audiovq.training.recipe import DataSettings, LossSettings, Recipe, TrainSet
 
 RECIPE_FILE = "recipe.json"
 RECIPES = "recipe-*.json"
-METRICS_FILE = "metrics.jsonl"
 HARMLESS = (
     "train.steps train.log_every train.validate_every train.checkpoint_every train.keep "
     "train.threads train.precision train.accelerator train.devices data.workers"
@@ -90,25 +89,6 @@ def differences(saved: dict[str, Any], recipe: Recipe) -> list[Difference]:
         for name in names
         if before.get(name) != after.get(name)
     ]
-
-
-def cut_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of a run's metrics beyond `step`, which is where the run goes on."""
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= step]
-    if kept != lines:
-        _write(path, "".join(kept))
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; of one that a kill has halved, infinity."""
-    try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
-    except (ValueError, TypeError, KeyError):
-        return float("inf")
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""Laws of the acoustic stage: a stream writes what the whole has, and nothing sees its future."""
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from audiovq.lm.acoustic import LOOKAHEAD, PROMPT_SHARE, AcousticModel, AcousticWriter
+from audiovq.lm.sizes import Sizes
+from audiovq.lm.vocabulary import Vocabulary
+
+SMALL = Vocabulary("test", "0" * 16, 16_000, 320, 32, 4)
+SIZES = Sizes(width=32, layers=2, heads=2, expansion=2, context=40)
+
+
+@pytest.fixture(scope="module")
+def model() -> AcousticModel:
+    torch.manual_seed(0)
+    stage = AcousticModel(SMALL, SIZES, 8).eval()
+    with torch.no_grad():
+        stage.tables.mul_(3)  # so that codes differ in what they do
+    return stage
+
+
+def codes(n_frames: int, n_items: int = 1) -> torch.Tensor:
+    return torch.randint(32, (n_items, 4, n_frames), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_a_code_hangs_on_units_to_come_within_the_lookahead_and_on_no_code_to_come(model):
+    whole = codes(20)
+    before = model.log_likelihood(whole)
+    assert before.shape == (1, 3, 20)
+    other = whole.clone()
+    other[:, 1:, 10:] = (other[:, 1:, 10:] + 1) % 32
+    assert torch.allclose(model.log_likelihood(other)[..., :10], before[..., :10], atol=1e-5)
+    other = whole.clone()
+    other[:, 0, 10:] = (other[:, 0, 10:] + 1) % 32
+    after = model.log_likelihood(other)
+    n_same = 10 - LOOKAHEAD
+    assert torch.allclose(after[..., :n_same], before[..., :n_same], atol=1e-5)
+    assert not torch.allclose(after[..., n_same:10], before[..., n_same:10], atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_level_sees_those_before_it_in_its_frame(model):
+    whole = codes(8)
+    before = model.log_likelihood(whole)
+    other = whole.clone()
+    other[:, 2, 7] = (other[:, 2, 7] + 1) % 32
+    after = model.log_likelihood(other)
+    assert torch.allclose(after[:, 0], before[:, 0], atol=1e-5)
+    assert not torch.allclose(after[:, 2, 7], before[:, 2, 7], atol=1e-4)
+
+
+def write(model, prompt, units, cut, temperature=1.0, seed=0):
+    writer = AcousticWriter(model, prompt, temperature=temperature, seed=seed)
+    parts = [writer.add(units[i : i + cut]) for i in range(0, len(units), cut)]
+    return torch.cat([*parts, writer.end()], dim=1)
+
+
+@pytest.mark.parametrize("n_prompt", [0, 15, 60])
+def test_units_that_come_one_by_one_give_the_codes_of_all_at_once(model, n_prompt):
+    prompt = codes(60)[0, :, :n_prompt]
+    units = codes(50)[0, 0].tolist()  # the context is full before
+    whole = write(model, prompt, units, 50)
+    assert whole.shape == (4, 50)
+    assert whole[0].tolist() == units
+    assert torch.equal(write(model, prompt, units, 3), whole)
+    assert not torch.equal(write(model, prompt, units[:5], 5, seed=1), whole[:, :5])
+
+
+@torch.no_grad()
+def test_what_is_written_is_what_is_learnt(model):
+    """Without temperature each code is the likeliest after what stands before it."""
+    prompt = codes(5)[0]
+    units = codes(30)[0, 0, :20].tolist()
+    written = torch.cat([prompt, write(model, prompt, units, 4, temperature=0.0)], dim=1)[None]
+    best = model.log_likelihood(written)
+    for level in range(1, 4):
+        for frame in (5, 15, 24):
+            rows = written.repeat(32, 1, 1)
+            rows[:, level, frame] = torch.arange(32)
+            scores = model.log_likelihood(rows)[:, level - 1, frame]
+            assert scores.max() == pytest.approx(float(best[0, level - 1, frame]), abs=1e-4)
+
+
+@torch.no_grad()
+def test_once_the_context_is_full_it_goes_on_after_the_prompt_and_the_last_frames(model):
+    room, prompt = SIZES.context, codes(30)[0]
+    units = codes(40)[0, 0].tolist()
+    written = torch.cat([prompt, write(model, prompt, units, 40, temperature=0.0)], dim=1)
+    kept = int(PROMPT_SHARE * room)
+    full = 30 + room - kept  # the first frame for which there is no room
+    frames = [*range(30 - kept, 30), *range(full - room // 2, full + 1)]
+    assert int(_after(model, written, frames).argmax()) == int(written[1, full])
+
+
+def _after(model, written, frames):
+    """Scores of the first acoustic level of the last of these frames, from the frames alone."""
+    units = written[0]
+    later = torch.stack([units[min(t + LOOKAHEAD, len(units) - 1)] for t in frames])
+    before = torch.stack([written[1:, t - 1] for t in frames], dim=1)
+    starts = torch.tensor([[i == 0 for i in range(len(frames))]])
+    read = model.read(units[frames][None], later[None], before[None], starts)
+    known = model.transformer(inputs_embeds=read, use_cache=False).last_hidden_state[0, -1]
+    return model.levels[0](known, model.tables[1])
+
+
+def test_it_begins_with_the_codebooks(model):
+    stage = AcousticModel(SMALL, SIZES, 8)
+    codebooks = 5 * torch.randn(4, 32, 8) + 3
+    stage.start_from(codebooks)
+    tables = stage.tables.detach()
+    assert tables.mean(1).abs().max() < 1e-5
+    assert torch.allclose(tables.pow(2).mean((1, 2)), torch.ones(4), atol=1e-4)
+    distances, own = torch.cdist(codebooks[1], codebooks[1]), torch.cdist(tables[1], tables[1])
+    assert torch.allclose(distances / distances.max(), own / own.max(), atol=1e-5)
+
+
+def test_units_alone_need_no_acoustic_stage():
+    alone = Vocabulary("test", "0" * 16, 16_000, 320, 32, 1)
+    with pytest.raises(ValueError, match="units alone"):
+        AcousticModel(alone, SIZES, 8)
