@@ -31,6 +31,9 @@ HIGHEST_LEVEL = 8.0
 model's .92 of STOI .91 are left of sound that reaches 2, .81 at 8 and .46 at 32: that is no sound,
 but numbers of another scale."""
 
+PART_TOLERANCE = 0.025
+"""Seconds by which a part may end after its recording: tables round."""
+
 _BLOCK = 1 << 16  # samples read at a time, before resampling
 _BLOCK_VALUES = 1 << 21  # samples times channels
 
@@ -55,23 +58,64 @@ def audio_suffixes() -> tuple[str, ...]:
 
 
 class AudioReader:
-    """An audio file as mono float32 blocks at `sample_rate`.
+    """An audio file, or a part of it, as mono float32 blocks at `sample_rate`.
 
     `path` is any file that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...), or "-" for
     standard input. Channels are averaged. Resampling is soxr's high quality, one stream over the
-    whole file: the result does not depend on the block size.
+    whole file or part: the result does not depend on the block size.
+
+    data: the bytes of the file, where it is no file of its own; `path` then names it in messages.
+    start, duration: the part, in seconds; to the end when `duration` is None.
+    channel: the one to take, from 0; None averages all.
 
     Raises `FileRefused` when the file is missing, is not audio, has a rate outside `LOWEST_RATE` to
-    `HIGHEST_RATE`, holds no samples, or samples that are not finite or beyond `HIGHEST_LEVEL`.
+    `HIGHEST_RATE`, holds no samples, or samples that are not finite or beyond `HIGHEST_LEVEL`, and
+    when it has no such part or channel.
     """
 
-    def __init__(self, path: str | Path, sample_rate: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        sample_rate: int,
+        *,
+        data: bytes | None = None,
+        start: float = 0.0,
+        duration: float | None = None,
+        channel: int | None = None,
+    ) -> None:
         self.path = path
         self.sample_rate = sample_rate
-        self._file = open_audio(path)
+        self._file = open_audio(path, data)
         self.source = AudioInfo(self._file.samplerate, self._file.channels, self._file.frames)
         self.n_samples = 0
         """Samples at `sample_rate` that were given out so far."""
+        self._channel = channel
+        self._left: int | None = None  # samples of the part that are to be read
+        try:
+            if channel is not None and not 0 <= channel < self.source.channels:
+                raise FileRefused(
+                    f"{path} has {self.source.channels} channels; there is no channel {channel}."
+                )
+            if start or duration is not None:
+                self._seek(start, duration)
+        except FileRefused:
+            self._file.close()
+            raise
+
+    def _seek(self, start: float, duration: float | None) -> None:
+        rate, n_samples = self.source.sample_rate, self.source.n_samples
+        whole = n_samples / rate
+        end = whole if duration is None else start + duration
+        if not 0 <= start < end or end > whole + PART_TOLERANCE:
+            raise FileRefused(
+                f"{path_and_part(self.path, start, duration)} is not there: it lasts {whole:g} s."
+            )
+        first = round(start * rate)
+        self._left = min(n_samples, round(end * rate)) - first
+        try:
+            self._file.seek(first)
+        except (RuntimeError, OSError) as error:
+            raise FileRefused(f"{self.path} cannot be read from {start:g} s on.") from error
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield float32 blocks [n], n >= 1; together round(n_samples * rate / source rate)."""
@@ -101,6 +145,8 @@ class AudioReader:
 
     def _read(self, file: soundfile.SoundFile) -> np.ndarray:
         n_samples = min(_BLOCK, max(1, _BLOCK_VALUES // file.channels))
+        if self._left is not None:
+            n_samples = min(n_samples, self._left)
         try:
             block = file.read(n_samples, dtype="float32", always_2d=True)  # [n, channels]
         except (RuntimeError, OSError, ValueError) as error:
@@ -109,7 +155,15 @@ class AudioReader:
                 f"{self.path} is damaged: libsndfile stopped reading it ({reason})."
             ) from error
         check_level(block, str(self.path))  # before channels that cancel each other are averaged
-        return block.mean(axis=1)
+        if self._left is not None:
+            self._left -= len(block)
+        return block.mean(axis=1) if self._channel is None else block[:, self._channel]
+
+
+def path_and_part(path: str | Path, start: float, duration: float | None) -> str:
+    """A part of a recording as messages name it."""
+    end = "the end" if duration is None else f"{start + duration:g} s"
+    return f"{path} from {start:g} s to {end}"
 
 
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
@@ -177,10 +231,15 @@ def save_audio(
         file.write(wav)
 
 
-def open_audio(path: str | Path) -> soundfile.SoundFile:
-    """Open an audio file; "-" is standard input. Raises `FileRefused` as `AudioReader` does."""
+def open_audio(path: str | Path, data: bytes | None = None) -> soundfile.SoundFile:
+    """Open an audio file; "-" is standard input. Raises `FileRefused` as `AudioReader` does.
+
+    data: its bytes, where it is no file of its own; `path` then names it in messages.
+    """
     source: io.BytesIO | bytes | str
-    if str(path) == STDIO:
+    if data is not None:
+        source = io.BytesIO(data)
+    elif str(path) == STDIO:
         source = io.BytesIO(read_standard_input())
     else:
         _check_readable(path)

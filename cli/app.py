@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from audiovq.files import FileRefused
 
 from .codebook import codebook
+from .corpus import corpus
 from .decode import decode
 from .encode import encode
 from .evaluate import evaluate
@@ -46,6 +47,9 @@ EXTRAS = {
     "sklearn": "units",
     "praatio": "units",
     "fastabx": "units",
+    "pyarrow": "corpus",
+    "datasets": "datasets",
+    "ray": "scale",
 }
 """The extra that brings a package which is not always there."""
 
@@ -122,6 +126,7 @@ for command in VERBS:
 app.add_typer(stream, name="stream")
 app.add_typer(units, name="units")
 app.add_typer(lm, name="lm")
+app.add_typer(corpus, name="corpus")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,173 @@
+"""Corpora in other tools' forms."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from audiovq.codes import write_npy
+from audiovq.corpus.dataset import Example, Groups
+from audiovq.corpus.layout import read_corpus, read_index
+from audiovq.files import FileRefused, atomic_output, refuse_existing
+from audiovq.segment import to_text
+
+Count = Callable[[int], None]
+"""Called with the number of recordings that are written so far."""
+
+
+def examples(folder: str | Path, n_q: int | None = None) -> Iterator[Example]:
+    """The recordings of a corpus in the order of its sources. Raises as `dataset.Groups`."""
+    groups = Groups(folder, n_q)
+    for number in range(len(groups.places)):
+        yield from groups.read(number)
+
+
+def export_text(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    level: int = 0,
+    dedup: bool = False,
+    names: bool = False,
+    overwrite: bool = False,
+    count: Count = lambda n: None,
+) -> None:
+    """Units as text, one line a recording, numbers between blanks.
+
+    dedup: merge repeats. names: begin each line with the id and "|". Raises `ValueError` for a
+    level that the corpus has not.
+    """
+    n_q = read_corpus(folder).settings.n_q
+    if not 0 <= level < n_q:
+        raise ValueError(f"{folder} has levels 0 to {n_q - 1}; there is no level {level}.")
+    with (
+        atomic_output(out, overwrite=overwrite) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        for n, example in enumerate(examples(folder, level + 1), 1):
+            line = to_text(example.codes[level], dedup=dedup)
+            file.write(f"{example.id}|{line}\n" if names else f"{line}\n")
+            count(n)
+
+
+def export_npy(
+    folder: str | Path, out: str | Path, *, overwrite: bool = False, count: Count = lambda n: None
+) -> None:
+    """A tree of `.npy` token files, uint16 [n_q, T], each by its id.
+
+    Raises `FileRefused` for an id that leads out of `out`.
+    """
+    for n, example in enumerate(examples(folder), 1):
+        write_npy(_place(Path(out), example.id), example.codes, overwrite=overwrite)
+        count(n)
+
+
+def _place(out: Path, name: str) -> Path:
+    below = PurePosixPath(name)
+    if below.is_absolute() or ".." in below.parts or not below.name or "\0" in name:
+        raise FileRefused(f"the id {name!r} is no name of a file below a folder.")
+    return out / below.with_name(f"{below.name}.npy")
+
+
+def export_datasets(folder: str | Path, out: str | Path, *, overwrite: bool = False) -> None:
+    """A Hugging Face dataset on disk, with the columns of the shards; see `shards`."""
+    import datasets
+
+    _refuse_folder(Path(out), overwrite=overwrite)
+    Groups(folder)  # refuses what is no complete corpus of Parquet shards
+    files = [str(Path(folder) / entry.file) for entry in read_index(folder)]
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(dir=Path(out).absolute().parent) as cache:
+        data = datasets.Dataset.from_parquet(files, cache_dir=cache)
+        data.save_to_disk(os.fspath(out))
+
+
+def export_lhotse(
+    folder: str | Path, out: str | Path, *, overwrite: bool = False, count: Count = lambda n: None
+) -> None:
+    """A lhotse CutSet, `cuts.jsonl.gz`, with the codes as arrays beside it.
+
+    `cut.load_codes()` gives uint16 [T, n_q]. A cut has its recording where that is an audio file
+    that is still there, and is without sound otherwise. Text and speaker are a supervision.
+    """
+    from lhotse import CutSet, NumpyFilesWriter
+
+    out = Path(out)
+    _refuse_folder(out, overwrite=overwrite)
+    corpus, groups = read_corpus(folder), Groups(folder)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def cuts(storage: Any) -> Iterator[Any]:
+        n = 0
+        for number in range(len(groups.places)):
+            places = _places(groups, number)
+            for example, (source, start) in zip(groups.read(number), places):
+                n += 1
+                key = f"{n % 1000:03d}-{n}"  # its first three characters are a folder
+                cut = _cut(example, source, start, corpus.root, groups.settings.sample_rate)
+                cut.codes = storage.store_array(
+                    key=key,
+                    value=example.codes.T,
+                    temporal_dim=0,
+                    frame_shift=1 / groups.settings.frame_rate,
+                    start=cut.start,
+                )
+                yield cut
+                count(n)
+
+    with (
+        NumpyFilesWriter(out / "codes") as storage,
+        atomic_output(out / "cuts.jsonl.gz", overwrite=overwrite) as temporary,
+    ):
+        named = temporary.with_name(temporary.name + ".jsonl.gz")  # lhotse goes by the suffix
+        try:
+            with CutSet.open_writer(named) as writer:
+                for cut in cuts(storage):
+                    writer.write(cut)
+            named.replace(temporary)
+        finally:
+            named.unlink(missing_ok=True)
+
+
+def _places(groups: Groups, number: int) -> list[tuple[str, float | None]]:
+    """Source and start of the recordings of a row group."""
+    from audiovq.corpus.shards import open_shard
+
+    name, group = groups.places[number]
+    with open_shard(groups.folder / name) as file:
+        table = file.read_row_group(group, ["source", "start"], use_threads=False)
+    return [*zip(table["source"].to_pylist(), table["start"].to_pylist())]
+
+
+def _cut(example: Example, source: str, start: float | None, root: str, sample_rate: int) -> Any:
+    from lhotse import MonoCut, Recording, SupervisionSegment
+
+    duration = example.n_samples / sample_rate
+    path = os.path.join(root, source)
+    recording = Recording.from_file(path) if os.path.isfile(path) else None
+    if recording is not None:
+        duration = min(duration, recording.duration - (start or 0.0))
+    cut = MonoCut(
+        id=example.id, start=start or 0.0, duration=duration, channel=0, recording=recording
+    )
+    if example.text or example.speaker:
+        cut.supervisions = [
+            SupervisionSegment(
+                id=example.id,
+                recording_id=recording.id if recording is not None else example.id,
+                start=0.0,
+                duration=duration,
+                text=example.text,
+                speaker=example.speaker,
+            )
+        ]
+    return cut
+
+
+def _refuse_folder(out: Path, *, overwrite: bool) -> None:
+    if out.is_dir():
+        if any(out.iterdir()) and not overwrite:
+            raise FileRefused(f"{out} is not empty; name a new folder, or add --force.")
+    else:
+        refuse_existing(out, overwrite=False)
