@@ -1,6 +1,8 @@
 """`audiovq encode`: audio to tokens."""
 
 import enum
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +12,11 @@ from audiovq.codes import FORMATS, TOKEN_SUFFIXES
 from audiovq.segment import SEGMENT_SUFFIX, check_price
 
 from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
-from .plan import STDIO, names_folder, plan
+from .plan import STDIO, names_folder, plan, read_list, share_of
 from .work import Done, OnProgress, work
 
 if TYPE_CHECKING:
+    from audiovq import AudioVQ
     from audiovq.transcode import Transcoded
 
 
@@ -28,8 +31,9 @@ class TokenFormat(enum.StrEnum):
 
 def encode(
     sources: Annotated[
-        list[str], typer.Argument(metavar="FILE|DIR...", help='Audio; "-" is standard input.')
-    ],
+        list[str] | None,
+        typer.Argument(metavar="FILE|DIR...", help='Audio; "-" is standard input.'),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -70,6 +74,22 @@ def encode(
             help="With --segment: find the price that gives these sources so many a second.",
         ),
     ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option("--files-from", metavar="LIST", help="Also the files in LIST, one a line."),
+    ] = None,
+    skip_existing: Annotated[
+        bool,
+        typer.Option("--skip-existing", help="Leave outputs that are whole and of this model."),
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that encode.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Every N-th file from the I-th on.")
+    ] = None,
+    manifest: Annotated[
+        str | None,
+        typer.Option("--manifest", metavar="FILE", help="Append a JSON object a file, as --json."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -84,6 +104,11 @@ def encode(
     _refuse_unused(segment, n_q=n_q, token_format=token_format, price=price)
     formats = (SEGMENT_SUFFIX,) if segment else TOKEN_SUFFIXES
     suffix = _suffix(out, formats, token_format)
+    sources = sources or []
+    if not sources and files_from is None:
+        raise typer.BadParameter("there is nothing to encode; name files, or --files-from LIST.")
+    if force and skip_existing:
+        raise typer.BadParameter("--force and --skip-existing contradict each other.")
     todo = plan(
         sources,
         out,
@@ -92,9 +117,11 @@ def encode(
         formats,
         recursive=recursive,
         what="audio files",
+        listed=read_list(files_from) if files_from is not None else (),
     )
     if segment and any(target == STDIO for _, target in todo.pairs):
         raise typer.BadParameter("segments go to a file; name one with -o.")
+    share_of(todo, shard)
     if rate is not None:
         _check_rate(segment, price, sources)
     codec = load_model(model, device)
@@ -108,27 +135,89 @@ def encode(
 
         price = fit_price(codec, [source for source, _ in todo.pairs], rate)
         typer.echo(f"price for {rate:g} segments a second: --price {price:g}", err=True)
+    convert = _Converter(
+        model, device, suffix, n_q, price, overwrite=force, skip=skip_existing, codec=codec
+    )
+    work(todo, convert, quiet=quiet, as_json=as_json, jobs=jobs, manifest=manifest)
 
-    def convert(source: str, target: str, on_progress: OnProgress) -> Done:
+
+@dataclass
+class _Converter:
+    """Encodes a file. To another process it goes without its model, which is loaded there."""
+
+    model: str
+    device: Device
+    suffix: str
+    n_q: int | None
+    price: float | None
+    overwrite: bool
+    skip: bool
+    codec: "AudioVQ | None"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "codec": None}
+
+    def load(self) -> None:
+        """Load the model, in a process that is one of many: it computes on one thread."""
+        import torch
+
+        torch.set_num_threads(1)
+        self.codec = load_model(self.model, self.device)
+
+    def __call__(self, source: str, target: str, on_progress: OnProgress) -> Done:
         from audiovq.transcode import encode_file, segment_file
 
-        if segment:
+        assert self.codec is not None
+        overwrite = self.overwrite
+        if self.skip and os.path.lexists(target) and target != STDIO:
+            if is_whole(self.codec, target, self.n_q):
+                line = f"{source} -> {target}: is there already"
+                return Done(line, {"skipped": True}, 0.0, skipped=True)
+            overwrite = True
+        if self.suffix == SEGMENT_SUFFIX:
             done = segment_file(
-                codec, source, target, price=price, overwrite=force, progress=on_progress
+                self.codec,
+                source,
+                target,
+                price=self.price,
+                overwrite=overwrite,
+                progress=on_progress,
             )
             return _of_segments(source, target, done)
         done = encode_file(
-            codec,
+            self.codec,
             source,
             target,
-            n_q=n_q,
-            token_format=suffix[1:],
-            overwrite=force,
+            n_q=self.n_q,
+            token_format=self.suffix[1:],
+            overwrite=overwrite,
             progress=on_progress,
         )
-        return _of_tokens(source, target, done, codec.config.bitrate(done.shape[0]))
+        return _of_tokens(source, target, done, self.codec.config.bitrate(done.shape[0]))
 
-    work(todo, convert, quiet=quiet, as_json=as_json)
+
+def is_whole(codec: "AudioVQ", target: str, n_q: int | None) -> bool:
+    """Whether a file is what this command would write with this model, as far as it says.
+
+    `.avq` says its model and has a checksum; `.npy` has as many levels and no code that the model
+    has not; segments can be read.
+    """
+    from audiovq.codes import read_tokens
+    from audiovq.files import FileRefused
+    from audiovq.segment import read_segments
+
+    try:
+        if target.lower().endswith(SEGMENT_SUFFIX):
+            return bool(read_segments(target, frame_rate=codec.config.frame_rate))
+        tokens = read_tokens(target)
+    except FileRefused:
+        return False
+    levels, header = len(tokens.indices), tokens.header
+    return (
+        levels == codec.check_n_q(n_q)
+        and int(tokens.indices.max()) < codec.config.codebook_size
+        and (header is None or header.fingerprint == codec.fingerprint)
+    )
 
 
 def _of_segments(source: str, target: str, done: "Transcoded") -> Done:

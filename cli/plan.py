@@ -9,7 +9,13 @@ from pathlib import Path
 
 import typer
 
-from audiovq.files import STDIO, FileRefused, refuse_existing
+from audiovq.files import (
+    STDIO,
+    FileRefused,
+    read_standard_input,
+    refuse_existing,
+    refuse_unreadable,
+)
 
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,5}")  # .wav and .npy, but not the .5 of run-0.5
 
@@ -63,22 +69,28 @@ def plan(
     *,
     recursive: bool,
     what: str,
+    listed: Sequence[str] = (),
 ) -> Plan:
     """Sources and targets for files and folders; folders keep their tree under `out`.
 
+    listed: more files, which keep theirs below the folder that they all are in.
     rename: the target's name for a source. Without `out` the targets stand beside the sources.
     formats: suffixes of the files that `out` may name.
     Raises `typer.BadParameter` when `out` does not fit, when two sources would be written to one
     target, or a target is a source; `FileRefused` when there is nothing to do.
     """
-    if out == STDIO or STDIO in sources:
+    if out == STDIO or STDIO in (*sources, *listed):
+        sources = [*sources, *listed]
         return Plan([_through_pipe(sources, out, formats)])
     to_folder = out is None or names_folder(out, formats)
-    if not to_folder and (len(sources) > 1 or os.path.isdir(sources[0])):
+    if not to_folder and (len(sources) + len(listed) > 1 or any(map(os.path.isdir, sources))):
         raise typer.BadParameter(
             f"{out} is the name of one file, for one source; name a folder, or end it in /."
         )
-    found = find_sources(sources, suffixes, recursive=recursive, what=what)
+    found = Plan()
+    if sources or not listed:
+        found = find_sources(sources, suffixes, recursive=recursive, what=what)
+    found.pairs += _with_places(listed)
     for index, (source, below) in enumerate(found.pairs):
         path = Path(below)
         if not to_folder:
@@ -125,6 +137,43 @@ def find_sources(
     if not found.pairs:
         raise FileRefused(" ".join(why for _, why in found.refused))
     return found
+
+
+def read_list(path: str) -> list[str]:
+    """The names in a file, one a line, blank lines aside. Raises `FileRefused` when it has none."""
+    data = read_standard_input() if path == STDIO else None
+    if data is None:
+        with refuse_unreadable(path):
+            data = Path(path).read_bytes()
+    # Names need not be text; Python has its own way to hold those that are not.
+    names = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+    if not names:
+        raise FileRefused(f"{path} names no files; write one a line.")
+    return names
+
+
+def _with_places(listed: Sequence[str]) -> list[tuple[str, str]]:
+    """Each file with its path below the folder that all of them are in."""
+    if not listed:
+        return []
+    paths = [os.path.abspath(name) for name in listed]
+    top = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [(name, os.path.relpath(path, top)) for name, path in zip(listed, paths)]
+
+
+def share_of(todo: Plan, share: str | None) -> None:
+    """Keep the files of a share "i/n", every n-th of them from the i-th on; all when None.
+
+    Raises `typer.BadParameter` for anything else.
+    """
+    if share is None:
+        return
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", share, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise typer.BadParameter(f"--shard is i/n, from 1/n to n/n, not {share!r}.")
+    n_all = len(todo.pairs)
+    todo.pairs = todo.pairs[int(match[1]) - 1 :: int(match[2])]
+    todo.notes.append(f"shard {share}: {len(todo.pairs)} of {n_all} files.")
 
 
 def refuse_sources(sources: Iterable[str], targets: Iterable[str]) -> None:

@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 def test_encode_and_decode_a_file(run, tmp_path):
     result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy")
-    assert "4 x 150 tokens, 1 kbit/s, 2.99 s" in result.stdout
+    assert "4 x 150 tokens, 1 kbit/s, 2.99 s" in result.stderr
     tokens = np.load(tmp_path / "a.npy", allow_pickle=False)
     assert (tokens.dtype, tokens.shape) == (np.uint16, (4, 150))
     run("decode", tmp_path / "a.npy")
@@ -83,7 +83,7 @@ def test_a_name_in_another_encoding_is_a_name_like_any_other(run, folder, tmp_pa
     name = os.fsdecode(b"caf\xe9")
     (folder / "one.wav").rename(folder / f"{name}.wav")
     result = run("encode", folder, "-o", tmp_path / "tokens")
-    assert "caf\\udce9.wav ->" in result.stdout
+    assert "caf\\udce9.wav ->" in result.stderr
     result = run("decode", tmp_path / "tokens", "--json")
     assert json.loads(result.stdout)["source"].endswith(f"{name}.npy")
     assert soundfile.info(os.fsencode(tmp_path / "tokens" / f"{name}.decoded.wav")).frames == 8_000
@@ -276,7 +276,7 @@ def test_spectrogram_draws_two_recordings_and_their_tokens(run, tmp_path):
 
 def test_segments_are_units_with_start_and_duration(run, tmp_path):
     result = run("encode", EXAMPLES[1], "-o", tmp_path / "a.tsv", "--segment", "--price", "2")
-    assert "segments" in result.stdout
+    assert "segments" in result.stderr
     lines = (tmp_path / "a.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["unit", "start", "duration"]
     result = run("encode", EXAMPLES[1], "-o", tmp_path / "b.tsv", "--segment", code=2)

@@ -63,7 +63,10 @@ def test_after_any_failure_the_next_file_is_done(capsys, error, said, n):
     assert line.startswith(said)
     assert "Traceback" not in err
     assert f"{n - 1} of {n} files written, 1 refused: {n - 1}.0 s of audio" in err
-    assert out.splitlines() == [f"{name} is done" for name in "abc"[:n] if name != "b"]
+    assert [line for line in err.splitlines() if line.endswith("is done")] == [
+        f"{name} is done" for name in "abc"[:n] if name != "b"
+    ]
+    assert out == ""  # for data and JSON
 
 
 def test_the_code_tells_outputs_that_exist_from_failures(capsys):
@@ -108,7 +111,7 @@ def test_quiet_says_errors_alone(capsys):
 def test_names_steer_no_terminal(capsys):
     todo = Plan([("a\x1b[2J\udce9\n", "x")])
     work(todo, lambda source, *_: Done(source, {}, 1.0))
-    assert capsys.readouterr().out == "a\\x1b[2J\\udce9\\n\n"
+    assert capsys.readouterr().err == "a\\x1b[2J\\udce9\\n\n"
 
 
 def test_lines_and_the_progress_do_not_cross(capsys, monkeypatch):
@@ -118,13 +121,14 @@ def test_lines_and_the_progress_do_not_cross(capsys, monkeypatch):
     monkeypatch.setattr(module, "Console", lambda stderr: terminal)
     run({"b": FileRefused("b is [bold]bad[/bold].")})
     shown = screen.getvalue()
-    for row in ("a note", "audiovq: b is [bold]bad[/bold]."):
+    for row in ("a note", "a is done", "audiovq: b is [bold]bad[/bold]."):
         assert f"\x1b[2K{row}\n" in shown.replace("\r", "")  # the row was cleared before it
     assert "of audio a second" in shown
-    assert capsys.readouterr().out == "a is done\nc is done\n"
+    run({}, as_json=True)
+    assert len(capsys.readouterr().out.splitlines()) == 3
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    run({})
-    assert "\x1b[2Ka is done\n" in screen.getvalue().replace("\r", "")
+    run({}, as_json=True)
+    assert '\x1b[2K{"source": "a"' in screen.getvalue().replace("\r", "")
 
 
 def test_a_long_file_shows_how_far_it_is(monkeypatch):

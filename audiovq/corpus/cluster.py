@@ -32,7 +32,9 @@ def run_ray(
     import ray
     import ray.data
 
-    local: dict[str, Any] = {} if address else {"num_cpus": n_workers, "object_store_memory": LOCAL_STORE}
+    local: dict[str, Any] = (
+        {} if address else {"num_cpus": n_workers, "object_store_memory": LOCAL_STORE}
+    )
     try:
         ray.init(
             address=address,

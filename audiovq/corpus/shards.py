@@ -89,7 +89,9 @@ class ShardWriter(Protocol):
 
 def shard_writer(path: Path, settings: Settings) -> ShardWriter:
     """A writer of a shard in the settings' format. The same rows give the same bytes."""
-    return ParquetShard(path, settings) if settings.format == "parquet" else TarShard(path, settings)
+    return (
+        ParquetShard(path, settings) if settings.format == "parquet" else TarShard(path, settings)
+    )
 
 
 class ParquetShard:

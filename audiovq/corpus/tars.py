@@ -78,7 +78,9 @@ def _told(row: Row, about: dict[str, str]) -> Row:
     except (ValueError, RecursionError):
         facts = {}
     facts = facts if isinstance(facts, dict) else {}
-    said: dict[str, Any] = {name: str(facts[name]) for name in ("id", "text", "speaker") if facts.get(name)}
+    said: dict[str, Any] = {
+        name: str(facts[name]) for name in ("id", "text", "speaker") if facts.get(name)
+    }
     if "txt" in about:
         said["text"] = about["txt"].strip()
     return row._replace(**said)
