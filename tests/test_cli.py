@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,62 @@ def test_quiet_says_nothing_when_all_is_well(run, folder, tmp_path):
     result = run("encode", folder, EXAMPLES[1], "-o", tmp_path / "tokens", "-q")
     assert result.output == ""
     assert len(list((tmp_path / "tokens").iterdir())) == 2
+
+
+def test_a_second_run_skips_what_is_whole_and_of_this_model(run, folder, tmp_path):
+    arguments = ["encode", folder, "-r", "-o", tmp_path / "tokens", "--format", "avq"]
+    arguments += ["--skip-existing"]
+    run(*arguments)
+    one, two = tmp_path / "tokens" / "one.avq", tmp_path / "tokens" / "deep" / "two.avq"
+    whole = one.read_bytes()
+    two.write_bytes(two.read_bytes()[:-1])
+    result = run(*arguments, "--json")
+    assert "1 of 2 files written, 1 were there already" in result.stderr
+    again, skipped = (json.loads(line) for line in result.stdout.splitlines())
+    assert (again["target"], again["frames"]) == (str(two), 25)
+    assert skipped == {"source": str(folder / "one.wav"), "target": str(one), "skipped": True}
+    assert one.read_bytes() == whole
+    assert "2 of 2 files written" in run(*arguments, "--n-q", "2").stderr
+    header = audiovq.read_tokens(one).header
+    audiovq.write_avq(
+        one, audiovq.read_tokens(one).indices, replace(header, fingerprint="0"), overwrite=True
+    )
+    assert "1 of 2 files written, 1 were there" in run(*arguments, "--n-q", "2").stderr
+    run("encode", folder, "--force", "--skip-existing", code=2)
+
+
+def test_files_of_a_list_keep_their_tree_and_shares_are_disjoint(run, folder, tmp_path):
+    names = [folder / "deep" / "two.flac", folder / "one.wav"]
+    (tmp_path / "list").write_text("".join(f"{name}\n\n" for name in names))
+    for i in (1, 2):
+        out = tmp_path / f"share{i}"
+        run("encode", "--files-from", tmp_path / "list", "-o", out, "--shard", f"{i}/2")
+    written = [[*map(str, p.rglob("*.npy"))] for p in sorted(tmp_path.glob("share*"))]
+    assert written == [
+        [str(tmp_path / "share1" / "deep" / "two.npy")],
+        [str(tmp_path / "share2" / "one.npy")],
+    ]
+    for share in ("0/2", "3/2", "x"):
+        run("encode", folder, "-o", tmp_path / "no", "--shard", share, code=2)
+    run("encode", "-o", tmp_path / "no", code=2)
+    (tmp_path / "empty").touch()
+    run("encode", "--files-from", tmp_path / "empty", "-o", tmp_path / "no", code=1)
+
+
+def test_several_processes_write_the_same_and_the_manifest_tells_all(run, folder, tmp_path):
+    (folder / "bad.wav").write_text("text")
+    manifest = tmp_path / "done.jsonl"
+    manifest.write_text('{"cut off')
+    arguments = ["encode", folder, "-r", "--manifest", manifest]
+    run(*arguments, "-o", tmp_path / "a", code=1)
+    run(*arguments, "-o", tmp_path / "b", "--jobs", "2", code=1)
+    lines = manifest.read_text().splitlines()[1:]
+    one, other = ([json.loads(line) for line in part] for part in (lines[:3], lines[3:]))
+    for a, b in zip(one, other):
+        assert b == {**a, "target": a["target"].replace(f"{tmp_path}/a", f"{tmp_path}/b")}
+    assert [list(item)[2] for item in one] == ["refused", "n_q", "n_q"]
+    for name in ("one.npy", "deep/two.npy"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_channels_are_mixed_down_with_a_word(run, tmp_path, rng):

@@ -229,7 +229,7 @@ def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(undisturbed, tmp_pat
     job = worker.Job(out, SETTINGS, FakeLoader(), "run")
     task = worker.Task(4, layout.read_corpus(out).digests[4])
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:

@@ -1,5 +1,6 @@
 """Reading corpora: each recording once, in an order that is exact over restarts."""
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -54,7 +55,7 @@ def test_a_recording_by_its_number(corpus):
 
 def test_fewer_levels_are_the_first_ones(corpus):
     np.testing.assert_array_equal(TokenDataset(corpus, 1)[3].codes, codes_of(WANTED[3])[:1])
-    with pytest.raises(ValueError, match="n_q must be in 1..3"):
+    with pytest.raises(ValueError, match=r"n_q must be in 1..3"):
         TokenDataset(corpus, 4)
 
 
@@ -71,7 +72,7 @@ def test_an_epoch_is_every_recording_once_in_an_order_of_its_own(corpus):
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_are_disjoint_and_together_all(corpus, world):
     parts = [names(stream_of(corpus, rank=rank, world=world)) for rank in range(world)]
-    assert sorted(sum(parts, [])) == sorted(WANTED)
+    assert sorted(itertools.chain(*parts)) == sorted(WANTED)
 
 
 def batches(stream, workers: int = 0, size: int = 4) -> list:
@@ -93,7 +94,7 @@ def test_a_stopped_epoch_goes_on_with_the_batches_that_would_have_come(corpus, s
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_with_workers_too(corpus):
     whole = [batch.ids for batch in batches(stream_of(corpus), 2)]
-    assert sorted(sum(map(list, whole), [])) == sorted(WANTED)
+    assert sorted(itertools.chain(*whole)) == sorted(WANTED)
     stream = stream_of(corpus)
     for batch in batches(stream, 2)[:3]:
         stream.advance(batch.positions)
@@ -208,7 +209,7 @@ def test_statistics_count_what_is_there(corpus):
     assert facts["refused"] == 2
     assert [level["active"] for level in facts["levels"]] == [32, 32, 32]
     merged = [[run.unit for run in run_lengths(item[0])] for item in codes]
-    pairs = Counter(pair for units in merged for pair in zip(units, units[1:]))
+    pairs = Counter(pair for units in merged for pair in itertools.pairwise(units))
     first, second = facts["ngrams"]
     assert first["total"] == sum(map(len, merged))
     assert (second["total"], second["distinct"]) == (pairs.total(), len(pairs))

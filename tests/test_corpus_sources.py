@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny import EXAMPLES
 
-pa = pytest.importorskip("pyarrow", reason="needs the extra corpus")
+pytest.importorskip("pyarrow", reason="needs the extra corpus")
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiovq.audio import AudioReader, load_audio, save_audio
@@ -129,7 +130,15 @@ def test_parts_of_files_are_read_as_parts(folder, sounds):
 
 def test_bad_rows_of_tables_are_problems_and_the_others_rows(folder):
     path = folder / "bad.csv"
-    lines = ["path,start,duration", "a.wav,x,", ",0,1", "a.wav,-1,1", "a.wav,0,0", "a.wav", "b.wav,,"]
+    lines = [
+        "path,start,duration",
+        "a.wav,x,",
+        ",0,1",
+        "a.wav,-1,1",
+        "a.wav,0,0",
+        "a.wav",
+        "b.wav,,",
+    ]
     path.write_text("\n".join(lines) + "\n")
     found = [*open_sources([path]).walk()]
     assert [item.why for item in found[:5]] == [
@@ -148,14 +157,14 @@ def test_a_missing_file_is_a_row_without_a_stamp_that_is_refused(folder):
     path.write_text("path\nnone.wav\n")
     (row,) = rows_of(path)
     assert row.stamp is None
-    with pytest.raises(FileRefused, match="none.wav does not exist"):
+    with pytest.raises(FileRefused, match=r"none.wav does not exist"):
         sound(row, str(folder))
 
 
 def test_a_file_that_changes_after_the_plan_is_refused(folder, sounds):
     row = rows_of(folder)[0]
     save_audio(folder / "a.wav", sounds["a"][:-5], 16_000, overwrite=True)
-    with pytest.raises(FileRefused, match="a.wav has changed since it was planned"):
+    with pytest.raises(FileRefused, match=r"a.wav has changed since it was planned"):
         sound(row, str(folder))
 
 
@@ -182,7 +191,7 @@ def test_a_tar_with_a_broken_member_gives_what_is_before_it(folder, sounds, tmp_
     path = tmp_path / "s.tar"
     tar(path, {f"{name}.wav": (folder / f"{name}.wav").read_bytes() for name in ("a", "b")})
     whole = path.read_bytes()
-    (first, second) = rows_of(path)
+    second = rows_of(path)[1]
 
     path.write_bytes(whole[: second.offset + 100])  # it ends inside the second
     row, problem = open_sources([path]).walk()
@@ -208,9 +217,7 @@ def test_a_tar_with_a_broken_member_gives_what_is_before_it(folder, sounds, tmp_
 def test_lhotse_cuts_are_read_as_files_or_by_lhotse(folder, sounds, tmp_path):
     lhotse = pytest.importorskip("lhotse", reason="needs the extra train")
     whole = lhotse.Recording.from_file(folder / "a.wav").to_cut()
-    whole.supervisions = [
-        lhotse.SupervisionSegment("s", "a", 0, 1, text="one two", speaker="x")
-    ]
+    whole.supervisions = [lhotse.SupervisionSegment("s", "a", 0, 1, text="one two", speaker="x")]
     part = lhotse.Recording.from_file(folder / "b.wav").to_cut().truncate(offset=0.5, duration=0.25)
     mixed = whole.pad(duration=1.5)
     cuts = [c.with_id(name) for c, name in [(whole, "whole"), (part, "part"), (mixed, "mixed")]]
@@ -228,14 +235,12 @@ def test_lhotse_cuts_are_read_as_files_or_by_lhotse(folder, sounds, tmp_path):
 def test_datasets_on_disk_give_their_audio(folder, sounds, tmp_path):
     datasets = pytest.importorskip("datasets", reason="needs the extra datasets")
     datasets.disable_progress_bars()
-    features = datasets.Features(
-        {"sound": datasets.Audio(decode=False), "text": datasets.Value("string")}
-    )
     records = [
         {"sound": {"bytes": (folder / f"{name}.wav").read_bytes(), "path": None}, "text": name}
         for name in NAMES
     ]
-    datasets.Dataset.from_list(records, features=features).save_to_disk(tmp_path / "data")
+    data = datasets.Dataset.from_list(records).cast_column("sound", datasets.Audio(decode=False))
+    data.save_to_disk(tmp_path / "data")
     with pytest.raises(FileRefused, match="no column 'audio', but sound, text"):
         open_sources([tmp_path / "data"])
     found = heard(tmp_path / "data", columns={"audio": "sound", "id": "text"})

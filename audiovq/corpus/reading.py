@@ -56,10 +56,9 @@ def _cut_samples(row: Row, sample_rate: int) -> np.ndarray:
     """What lhotse makes of a cut that is more than a part of a file."""
     import json
 
-    from lhotse.cut import Cut
-    from lhotse.serialization import deserialize_cut
+    from lhotse.serialization import deserialize_item
 
-    cut: Cut = deserialize_cut(json.loads(row.part or ""))
+    cut = deserialize_item(json.loads(row.part or ""))
     samples = cut.resample(sample_rate).load_audio()  # [channels, n]
     if samples is None or not samples.size:
         raise FileRefused(f"{row.source}: the cut {row.id} has no samples.")

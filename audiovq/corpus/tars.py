@@ -36,6 +36,7 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
                     break
                 if member is None:
                     break
+                tar.members.clear()  # of which it would keep all
                 end = member.offset_data + member.size
                 if not member.isfile():
                     continue
@@ -47,12 +48,13 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
                     row, key, about = None, (parent, stem), {}
                 if end > size:
                     yield Problem(f"{below}#{member.name}", "the tar ends inside it")
-                elif f".{suffix.lower().rpartition('.')[2]}" in suffixes:
+                    break
+                if f".{suffix.lower().rpartition('.')[2]}" in suffixes:
                     if row is not None:
                         yield Problem(f"{below}#{member.name}", f"{row.part} has the same name")
                         continue
                     row = Row(
-                        f"{parent}/{stem}".lstrip("./"),
+                        f"{parent}/{stem}".removeprefix("/").removeprefix("./"),
                         str(path),
                         kind="tar",
                         part=member.name,
