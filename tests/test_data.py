@@ -304,6 +304,9 @@ def test_manifests_that_cannot_be_used_are_refused(tmp_path):
         ("../../a", 0, 1.0, "is no name for a file"),
         ("/a", 0, 1.0, "is no name for a file"),
         ("", 0, 1.0, "is no name for a file"),
+        (7, 0, 1.0, "the id 7 is no text"),
+        ("a", {}, 1.0, "not a lhotse CutSet"),
+        ("a", 0, "long", "not a lhotse CutSet"),
     ],
 )
 def test_impossible_times_and_ids_are_refused_at_the_start(

@@ -65,10 +65,7 @@ def read_manifest(path: str | Path) -> list[Cut]:
             f"{path} does not exist; make it with `audiovq prepare` or the recipe's prepare.py."
         )
     try:
-        cuts = [
-            Cut(cut.id, _source(cut), cut.start, cut.duration)
-            for cut in CutSet.from_jsonl_lazy(path)
-        ]
+        cuts = list(map(_as_cut, CutSet.from_jsonl_lazy(path)))
     except Exception as error:  # lhotse raises whatever its parsing meets
         raise FileRefused(f"{path} is not a lhotse CutSet of audio files ({error}).") from error
     if not cuts:
@@ -76,6 +73,13 @@ def read_manifest(path: str | Path) -> list[Cut]:
     for cut in cuts:
         _check_cut(cut, path)
     return cuts
+
+
+def _as_cut(cut: Any) -> Cut:
+    """A lhotse cut as what is needed of it. lhotse takes values of any type."""
+    if not isinstance(cut.id, str):
+        raise TypeError(f"the id {str(cut.id)[:40]} is no text")
+    return Cut(cut.id, _source(cut), float(cut.start), float(cut.duration))
 
 
 def _check_cut(cut: Cut, path: Path) -> None:
