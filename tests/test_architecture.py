@@ -34,6 +34,9 @@ CORE = [
 ]
 """The flat modules: each imports only from the sets before its own, and from its own set."""
 
+FUNCTION_LINES = 60
+"""Most lines of a function in a wing, without its docstring."""
+
 
 def modules() -> dict[str, Path]:
     """Every module of audiovq by its name without `audiovq.`, packages by theirs."""
@@ -91,6 +94,25 @@ def test_imports_have_no_circle():
         free = {name for name, needs in GRAPH.items() if name not in done and needs <= done}
         assert free, f"these import each other: {sorted(set(GRAPH) - done)}"
         done |= free
+
+
+@pytest.mark.parametrize("wing", sorted(WINGS))
+def test_functions_of_the_wings_are_short(wing):
+    long = {
+        f"{path.name} {node.name}": size
+        for path in (ROOT / "audiovq" / wing).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (size := code_lines(node)) > FUNCTION_LINES
+    }
+    assert not long
+
+
+def code_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring, which may say as much as its users need."""
+    first = function.body[0]
+    is_doc = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    doc = (first.end_lineno or 0) - first.lineno + 1 if is_doc else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - doc
 
 
 def levels() -> dict[str, int]:
