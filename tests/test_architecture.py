@@ -34,6 +34,8 @@ CORE = [
 ]
 """The flat modules: each imports only from the sets before its own, and from its own set."""
 
+FILE_LINES = 400
+"""Most lines of a file of the training wing."""
 FUNCTION_LINES = 60
 """Most lines of a function in a wing, without its docstring."""
 
@@ -104,6 +106,12 @@ def test_functions_of_the_wings_are_short(wing):
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and (size := code_lines(node)) > FUNCTION_LINES
     }
+    assert not long
+
+
+def test_files_of_the_training_wing_are_short():
+    files = (ROOT / "audiovq" / "training").glob("*.py")
+    long = {path.name: n for path in files if (n := path.read_text().count("\n")) > FILE_LINES}
     assert not long
 
 
