@@ -48,7 +48,7 @@ INTEGERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 <<
 IMPORTS = [
     "lhotse",
     "audiovq.live",
-    "audiovq.training.prepare",
+    "audiovq.training.recordings",
     "audiovq.transcode",
     "audiovq.units.files",
 ]
@@ -262,7 +262,7 @@ def _crops(folder: Path) -> tuple[list[bytes], Any]:
 
 
 def _scans(folder: Path) -> tuple[list[bytes], Any]:
-    from audiovq.training.prepare import scan_file
+    from audiovq.training.recordings import scan_file
 
     return sounds(), scan_file
 

@@ -157,8 +157,8 @@ def _model_and_levels(
 
 
 def _tables(found: Any, *, per_file: bool) -> list[Table]:
-    from audiovq.quality.evaluate import TABLE
     from audiovq.quality.report import format_value
+    from audiovq.quality.results import TABLE
 
     def start(title: str | None, *first: str) -> Table:
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", title=title)

@@ -34,6 +34,11 @@ CORE = [
 ]
 """The flat modules: each imports only from the sets before its own, and from its own set."""
 
+FILE_LINES = 400
+"""Most lines of a file of the training wing."""
+FUNCTION_LINES = 60
+"""Most lines of a function in these wings, without its docstring."""
+
 
 def modules() -> dict[str, Path]:
     """Every module of audiovq by its name without `audiovq.`, packages by theirs."""
@@ -91,6 +96,30 @@ def test_imports_have_no_circle():
         free = {name for name, needs in GRAPH.items() if name not in done and needs <= done}
         assert free, f"these import each other: {sorted(set(GRAPH) - done)}"
         done |= free
+
+
+@pytest.mark.parametrize("wing", ["training", "quality", "units"])
+def test_functions_of_the_wings_are_short(wing):
+    long = {
+        f"{path.name} {node.name}": size
+        for path in (ROOT / "audiovq" / wing).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (size := code_lines(node)) > FUNCTION_LINES
+    }
+    assert not long
+
+
+def test_files_of_the_training_wing_are_short():
+    files = (ROOT / "audiovq" / "training").glob("*.py")
+    assert not [path.name for path in files if path.read_text().count("\n") > FILE_LINES]
+
+
+def code_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring, which may say as much as its users need."""
+    first = function.body[0]
+    is_doc = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    doc = (first.end_lineno or 0) - first.lineno + 1 if is_doc else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - doc
 
 
 def levels() -> dict[str, int]:

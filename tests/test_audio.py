@@ -10,7 +10,7 @@ import soundfile
 from audiovq.audio import AudioReader, audio_suffixes, load_audio, save_audio
 from audiovq.files import FileRefused
 from audiovq.quality import evaluate
-from audiovq.training import prepare
+from audiovq.training import recordings
 from audiovq.training.data import read_crop
 from audiovq.units.files import find_audio
 
@@ -105,7 +105,7 @@ def test_every_folder_is_searched_for_the_same_suffixes(tmp_path, rng):
     names = {suffix[1:] for suffix in suffixes}
     assert set(find_audio(tmp_path)) == names
     assert {path.stem for path in evaluate._list_audio(tmp_path)[1]} == names
-    cuts, unreadable = prepare.find_recordings(tmp_path)
+    cuts, unreadable = recordings.find_recordings(tmp_path)
     assert {cut.id for cut in cuts} == names
     assert not unreadable
 
@@ -123,7 +123,7 @@ def test_a_rate_that_no_sound_has_is_refused(tmp_path, rate):
     path = tmp_path / "a.wav"
     path.write_bytes(wav_at(rate, 70_000))
     read = (lambda: load_audio(path, 16_000), lambda: read_crop(path, 0, 100, 16_000))
-    for attempt in (*read, lambda: prepare.scan_file(path)):
+    for attempt in (*read, lambda: recordings.scan_file(path)):
         with pytest.raises(FileRefused, match=f"sample rate of {rate} Hz"):
             attempt()
 
@@ -208,4 +208,4 @@ def test_names_in_another_encoding_are_read_and_written(tmp_path):
     assert os.listdir(os.fsencode(tmp_path)) == [b"caf\xe9.wav"]
     assert np.allclose(load_audio(path, 16_000), wav, atol=1 / 32_768)
     assert np.allclose(read_crop(path, 0, 5_000, 16_000), wav, atol=1 / 32_768)
-    assert prepare.scan_file(path).n_samples == 5_000
+    assert recordings.scan_file(path).n_samples == 5_000

@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from audiovq import FileRefused
-from audiovq.quality.evaluate import Evaluation, Row
 from audiovq.quality.metrics import METRICS
+from audiovq.quality.results import Evaluation, Row
 from audiovq_cli.evaluate import evaluate
 
 CLIPS = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))

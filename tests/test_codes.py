@@ -361,7 +361,7 @@ def test_a_further_format_is_one_entry(hex_format, tmp_path):
     path.write_bytes(hex_format.pack(indices, HEADER))
     assert np.array_equal(read_tokens(path).indices, indices)
     path.write_bytes(b"HEY")
-    with pytest.raises(FileRefused, match=r"nor \.avq nor hexadecimal text"):
+    with pytest.raises(FileRefused, match=" nor hexadecimal text"):
         read_tokens(path)
 
 

@@ -22,7 +22,7 @@ from audiovq.training.data import (
     read_crop,
     read_manifest,
 )
-from audiovq.training.prepare import recording_cut, write_manifest
+from audiovq.training.recordings import recording_cut, write_manifest
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create:UserWarning"  # where there is one core only

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from audiovq.quality.evaluate import TABLE
+from audiovq.quality.results import TABLE
 from audiovq.training.recipe import Recipe
 from audiovq.units.report import ROWS
 from audiovq_cli import app

@@ -15,8 +15,10 @@ import torch
 from audiovq import Codes, FileRefused, Header, ModelConfig
 from audiovq.codes import pack_avq
 from audiovq.quality import metrics, peers
-from audiovq.quality.evaluate import ORIGINAL, Evaluation, Row, bootstrap_mean, evaluate, read_texts
+from audiovq.quality.evaluate import evaluate
+from audiovq.quality.files import read_texts
 from audiovq.quality.report import page_folder, plot_rate_quality, write_page
+from audiovq.quality.results import ORIGINAL, TABLE, Evaluation, Row, bootstrap_mean
 
 RATE = 16000
 
@@ -191,7 +193,7 @@ def test_a_peer_is_measured_with_its_size_and_speed(originals, tmp_path, monkeyp
         return peers.PeerResult(wav * 0.5, 600, 0.25, 0.125)
 
     monkeypatch.setattr("audiovq.quality.evaluate.missing_programs", lambda peer: None)
-    monkeypatch.setattr("audiovq.quality.evaluate.run_peer", run_peer)
+    monkeypatch.setattr("audiovq.quality.clips.run_peer", run_peer)
     found = evaluate(originals / "a.wav", peers=["opus:9"], metrics=["lsd"])
     (summary,) = found.summary()
     assert (summary.system, summary.family) == ("opus:9", "opus")
@@ -222,18 +224,22 @@ def test_an_undefined_value_is_none_and_noted(tmp_path):
 
 
 def test_the_original_has_the_measures_without_a_reference(originals, monkeypatch):
-    table = {
-        "loud": metrics.Metric(
-            lambda r, d: float(np.abs(d).max()), "loud", "", "higher", needs_reference=False
-        )
-    }
-    monkeypatch.setattr("audiovq.quality.evaluate.METRICS", {**metrics.METRICS, **table})
-    monkeypatch.setattr("audiovq.quality.evaluate.TABLE", {**metrics.METRICS, **table})
+    loud = metrics.Metric(
+        lambda r, d: float(np.abs(d).max()), "loud", "", "higher", needs_reference=False
+    )
+    monkeypatch.setitem(metrics.METRICS, "loud", loud)
+    monkeypatch.setitem(TABLE, "loud", loud)
     monkeypatch.setattr("audiovq.quality.evaluate.missing_packages", lambda name: None)
     found = evaluate(originals / "a.wav", originals / "b.flac", metrics=["loud", "lsd"])
     assert found.systems == [ORIGINAL, "b.flac"]
     assert set(found.rows[0].values) == {"loud"}
     assert set(found.rows[1].values) == {"loud", "lsd"}
+
+
+def hears(monkeypatch: pytest.MonkeyPatch, transcribe) -> None:
+    """Put a function (wav, asr) -> text in the place of every recogniser."""
+    for user in ("evaluate", "clips"):
+        monkeypatch.setattr(f"audiovq.quality.{user}.transcribe", transcribe)
 
 
 def test_the_word_error_rate_counts_against_what_is_heard_in_the_original(
@@ -244,7 +250,7 @@ def test_the_word_error_rate_counts_against_what_is_heard_in_the_original(
     def transcribe(wav, asr):
         return "one too three" if wav.max() < 0.2 else heard.get(len(wav), "one two three four")
 
-    monkeypatch.setattr("audiovq.quality.evaluate.transcribe", transcribe)
+    hears(monkeypatch, transcribe)
     quiet, _ = soundfile.read(originals / "a.wav")
     soundfile.write(tmp_path / "quiet.wav", quiet * 0.5, RATE)
     found = evaluate(originals / "a.wav", tmp_path / "quiet.wav", metrics=["wer"], asr="x {}")
@@ -255,7 +261,7 @@ def test_the_word_error_rate_counts_against_what_is_heard_in_the_original(
 def test_with_texts_word_errors_count_against_them_in_the_original_too(
     originals, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("audiovq.quality.evaluate.transcribe", lambda wav, asr: "one too three")
+    hears(monkeypatch, lambda wav, asr: "one too three")
     texts = tmp_path / "texts.tsv"
     texts.write_text("some/where/a.flac\tONE TWO\n\nspeaker/c.wav one too three\nelse x\nb\n")
     found = evaluate(originals, originals, metrics=["wer"], asr="x {}", texts=texts)
@@ -283,7 +289,7 @@ def test_hidden_files_are_not_measured(originals):
 
 
 def test_texts_that_cannot_be_used_are_one_sentence(originals, tmp_path, monkeypatch):
-    monkeypatch.setattr("audiovq.quality.evaluate.transcribe", lambda wav, asr: "")
+    hears(monkeypatch, lambda wav, asr: "")
     texts = tmp_path / "texts"
     for content, message in (
         (b"\xff\xfe", "not UTF-8 text"),

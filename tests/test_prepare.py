@@ -64,7 +64,7 @@ def test_scan_does_not_depend_on_where_blocks_end(tmp_path, monkeypatch):
     wav[20_000:40_000] = 0
     write(tmp_path / "a.wav", wav)
     whole = scan_file(tmp_path / "a.wav")
-    monkeypatch.setattr("audiovq.training.prepare._BLOCK_SECONDS", 1)
+    monkeypatch.setattr("audiovq.training.recordings._BLOCK_SECONDS", 1)
     assert scan_file(tmp_path / "a.wav") == whole
 
 
@@ -125,7 +125,7 @@ def test_headers_and_names_that_cannot_be_are_listed(tmp_path):
 def test_a_block_of_many_channels_is_shorter(tmp_path, monkeypatch):
     write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 8)))
     whole = scan_file(tmp_path / "a.wav")
-    monkeypatch.setattr("audiovq.training.prepare._BLOCK_SAMPLES", 8 * 2000)
+    monkeypatch.setattr("audiovq.training.recordings._BLOCK_SAMPLES", 8 * 2000)
     asked, read = [], soundfile.SoundFile.read
 
     def spy(self, frames=-1, **options):

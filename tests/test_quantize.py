@@ -11,6 +11,8 @@ from torch import Tensor
 
 from audiovq.quantize import (
     DEAD_SHARE,
+    DECAY,
+    RESERVOIR,
     EMACodebook,
     GradientCodebook,
     ResidualQuantizer,
@@ -135,6 +137,41 @@ def test_a_batch_that_is_not_finite_leaves_the_codebook_alone():
     assert torch.equal(codebook.vectors, before)
 
 
+def test_a_step_moves_the_averages_by_a_share_of_the_way_to_the_batch():
+    codebook = EMACodebook(4, 8)
+    usage, total = codebook.usage.clone(), codebook.total.clone()
+    x = torch.randn(100, 8)
+    codebook.update(x, torch.full((100,), 2))
+    batch = torch.tensor([0.0, 0.0, 1.0, 0.0])
+    assert torch.allclose(codebook.usage, DECAY * usage + (1 - DECAY) * batch)
+    moved = DECAY * total + (1 - DECAY) * batch[:, None] * x.mean(dim=0)
+    assert torch.allclose(codebook.total, moved, atol=1e-6)
+
+
+def test_resets_draw_from_the_newest_vectors():
+    codebook = EMACodebook(4, 8)
+    for step in range(RESERVOIR // 50 + 9):  # half of each are kept
+        codebook._remember(torch.full((100, 8), float(step)))
+    kept = codebook.reservoir[:, 0]
+    assert len(kept) == RESERVOIR
+    assert torch.equal(kept, kept.sort(descending=True).values)
+    assert kept[0] == step
+
+
+@pytest.mark.parametrize("kind", [EMACodebook, GradientCodebook])
+def test_after_the_kmeans_start_each_code_is_the_mean_of_its_vectors(kind):
+    torch.manual_seed(0)
+    x = clusters(600, 12)
+    codebook = kind(12, 8)
+    assert not codebook.started
+    codebook.start(x)
+    assert codebook.started
+    vectors = codebook.vectors.detach()
+    indices = nearest(x, vectors)
+    for code in indices.unique():
+        assert torch.allclose(x[indices == code].mean(dim=0), vectors[code], atol=1e-3)
+
+
 def test_nearest_is_the_nearest():
     torch.manual_seed(0)
     x, table = torch.randn(200, 8), torch.randn(50, 8)
@@ -174,6 +211,30 @@ def test_an_item_that_keeps_fewer_levels_hears_only_those(change):
         codes = quantized.codes[item : item + 1, :n_q]
         heard = quantizer.decode(codes, quantizer.tables())
         assert torch.allclose(quantized.z_q[item : item + 1], heard, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", UNITS)
+def test_what_training_is_told_of_the_levels(change):
+    torch.manual_seed(0)
+    quantizer = make_quantizer(replace(TINY, **change)).eval()
+    z = torch.randn(3, 7, width(change))
+    n_q = torch.tensor([TINY.n_codebooks, 2, 1])
+    found, tables = quantizer(z, n_q), quantizer.tables()
+    assert torch.allclose(found.units, tables[0][found.codes[:, 0]], atol=1e-5)
+    assert torch.equal(found.unit_vectors, quantizer.unit_vectors(z))
+    assert torch.equal(found.unit_vectors, quantizer.vectors(z)[0])
+    assert torch.equal(found.unit_vectors, quantizer.bypass(z)[1])
+    assert found.resets.tolist() == [0] * TINY.n_codebooks
+    assert found.codebook_loss == 0
+    # A level's commitment: how far the vectors are from its codes, of the items that keep it.
+    left, *beside = quantizer.vectors(z)
+    for level in range(TINY.n_codebooks):
+        if level == 1 and beside:
+            (left,) = beside
+        left = left - tables[level][found.codes[:, level]]
+        error = left.square().mean(dim=(1, 2)) * (n_q > level)
+        assert torch.allclose(found.commitment[level], error.mean(), atol=1e-5)
 
 
 @torch.no_grad()

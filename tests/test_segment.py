@@ -139,6 +139,16 @@ def test_runs_and_text() -> None:
     assert from_text("").tolist() == []
     assert run_lengths(np.zeros(0, dtype=int)) == []
     assert expand([]).tolist() == []
+    assert expand([]).dtype == np.int64
+
+
+def test_units_as_text_may_last_so_long_together_and_no_longer(monkeypatch) -> None:
+    monkeypatch.setattr("audiovq.segment.MAX_FRAMES", 10)
+    for line in ("1:10", "1:3 2:3 1:4"):
+        assert len(from_text(line)) == 10
+    for line in ("1:11", "1:3 2:3 1:5", "1:9 2 3"):
+        with pytest.raises(ValueError, match="ends after frame 10"):
+            from_text(line)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +191,9 @@ def test_segment_files_round_trip(tmp_path: Path, frame_rate: float) -> None:
 def test_foreign_segment_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "a.tsv"
     path.write_text(text)
-    with pytest.raises(FileRefused, match=says):
+    with pytest.raises(FileRefused, match=says) as refused:
         read_segments(path)
+    assert str(path) in str(refused.value)
     with pytest.raises(FileRefused, match="does not exist"):
         read_segments(tmp_path / "none.tsv")
 

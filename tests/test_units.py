@@ -7,22 +7,22 @@ import pytest
 
 from audiovq.segment import run_lengths
 from audiovq.units.alignments import Interval
-from audiovq.units.measures import (
-    adjusted_pnmi,
-    best_shift,
+from audiovq.units.boundaries import (
     boundary_scores,
-    chance_information,
     change_times,
+    fill_silence,
+    match_boundaries,
+    phone_changes,
+)
+from audiovq.units.information import (
+    adjusted_pnmi,
+    chance_information,
     cluster_purity,
     contingency,
     entropy,
-    evaluate,
-    fill_silence,
     frame_labels,
     held_out_hits,
-    match_boundaries,
     mutual_information,
-    phone_changes,
     phone_given_unit,
     phone_purity,
     phone_set,
@@ -31,6 +31,7 @@ from audiovq.units.measures import (
     unit_given_phone,
     zerospeech_bitrate,
 )
+from audiovq.units.measures import best_shift, evaluate
 
 RATE = 50.0
 

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -10,9 +10,12 @@ import numpy as np
 from audiovq import files
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused, atomic_output
-from audiovq.pictures import render
-from audiovq.quality.evaluate import ORIGINAL, TABLE, Evaluation, Row
+from audiovq.pictures import new_figure, render
 from audiovq.quality.metrics import SAMPLE_RATE
+from audiovq.quality.results import ORIGINAL, TABLE, Evaluation, Row, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bool = False) -> None:
@@ -20,52 +23,18 @@ def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bo
 
     Raises `FileRefused` when matplotlib is missing or the picture cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-    except ImportError as error:
-        raise FileRefused("Pictures need matplotlib: pip install '.[plot]'.") from error
     summaries = evaluation.summary()
     families = list(dict.fromkeys(s.family for s in summaries if s.system != ORIGINAL))
     colors = dict(zip(families, _COLORS * len(families), strict=False))
     n_columns = min(4, len(evaluation.metrics))
     n_rows = -(-len(evaluation.metrics) // n_columns)
-    figure = Figure(figsize=(3.2 * n_columns, 2.7 * n_rows + 0.4), layout="constrained")
+    figure = new_figure(3.2 * n_columns, 2.7 * n_rows + 0.4)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     rates = [s.bitrate / 1000 for s in summaries if s.bitrate]
     for name, axes in zip(evaluation.metrics, panels, strict=False):
-        metric = TABLE[name]
-        for family in families:
-            points = [
-                (s.bitrate, mean)
-                for s in summaries
-                if s.family == family and (mean := s.metrics[name]) is not None
-            ]
-            for rate, mean in points:
-                if rate is None:
-                    axes.axhline(mean.mean, color=colors[family], ls=":", label=family)
-            line = sorted((r / 1000, m.mean, m.low, m.high) for r, m in points if r is not None)
-            if line:
-                x, y, low, high = zip(*line, strict=True)
-                axes.plot(x, y, "o-", color=colors[family], ms=4.5, lw=1.8, label=family)
-                if None not in low:
-                    axes.vlines(x, low, high, color=colors[family], lw=1.4, alpha=0.6)
-        for s in summaries:
-            mean = s.metrics[name]
-            if s.system == ORIGINAL and mean is not None:
-                axes.axhline(mean.mean, color="0.45", ls="--", lw=1, label=ORIGINAL)
-        axes.set_title(f"{metric.label} ({metric.unit}), {metric.better} is better", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9", lw=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8)
+        _draw_measure(axes, name, summaries, colors)
         if rates:
-            axes.set_xscale("log")
-            axes.set_xlim(min(rates) * 0.85, max(rates) * 1.18)
-            axes.xaxis.set_major_locator(FixedLocator(_RATE_TICKS))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            axes.set_xlabel("kbit/s on disk", fontsize=8)
+            _draw_rates(axes, min(rates), max(rates))
     for axes in panels[len(evaluation.metrics) :]:
         axes.set_visible(False)
     labelled: dict[str, Any] = {}
@@ -85,6 +54,49 @@ def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bo
             figure.savefig(temporary, dpi=130)
         except ValueError as error:
             raise FileRefused(f"{path} is not a picture that matplotlib writes: {error}") from error
+
+
+def _draw_measure(
+    axes: "Axes", name: str, summaries: list[Summary], colors: dict[str, str]
+) -> None:
+    """One measure of every family against the rate in kbit/s; a level where there is no rate."""
+    metric = TABLE[name]
+    for family, color in colors.items():
+        points = [
+            (s.bitrate, mean)
+            for s in summaries
+            if s.family == family and (mean := s.metrics[name]) is not None
+        ]
+        for rate, mean in points:
+            if rate is None:
+                axes.axhline(mean.mean, color=color, ls=":", label=family)
+        line = sorted((r / 1000, m.mean, m.low, m.high) for r, m in points if r is not None)
+        if line:
+            x, y, low, high = zip(*line, strict=True)
+            axes.plot(x, y, "o-", color=color, ms=4.5, lw=1.8, label=family)
+            if None not in low:
+                axes.vlines(x, low, high, color=color, lw=1.4, alpha=0.6)
+    for s in summaries:
+        mean = s.metrics[name]
+        if s.system == ORIGINAL and mean is not None:
+            axes.axhline(mean.mean, color="0.45", ls="--", lw=1, label=ORIGINAL)
+    axes.set_title(f"{metric.label} ({metric.unit}), {metric.better} is better", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
+def _draw_rates(axes: "Axes", lowest: float, highest: float) -> None:
+    """The axis of rates in kbit/s, logarithmic."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(lowest * 0.85, highest * 1.18)
+    axes.xaxis.set_major_locator(FixedLocator(_RATE_TICKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_xlabel("kbit/s on disk", fontsize=8)
 
 
 _GENERATOR = "audiovq evaluate"  # by this a page is known

@@ -74,3 +74,8 @@ def dropout_levels(recipe: Recipe, step: int, rank: int, n_items: int) -> Tensor
     levels = rng.integers(1, n_codebooks + 1, n_items)
     levels[rng.random(n_items) >= settings.quantizer_dropout] = n_codebooks
     return torch.from_numpy(levels)
+
+
+def step_seed(recipe: Recipe, step: int) -> int:
+    """torch's seed for a step, the same on every rank."""
+    return int(np.random.SeedSequence([recipe.train.seed, step]).generate_state(1)[0])

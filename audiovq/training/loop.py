@@ -6,19 +6,16 @@ the decoder learns alone, from codes that were computed once. All randomness and
 data are functions of the step, so that a run which stops and resumes is the run that did not stop.
 """
 
-import logging
 import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,49 +25,47 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from audiovq.files import FileRefused
-from audiovq.hardware import choose_precision, choose_threads, describe
-from audiovq.interrupt import TrainingStopped, leave_to_parent, stop_wish
+from audiovq.interrupt import TrainingStopped, stop_wish
 from audiovq.model import AudioVQ
 from audiovq.quantize import SplitQuantizer
 from audiovq.training.adversary import Adversary
-from audiovq.training.cache import codes_folder, fill_codes, fill_pitch, pitch_folder
+from audiovq.training.average import Average
+from audiovq.training.bad_steps import BadSteps
+from audiovq.training.batches import (
+    batches_from,
+    both_views,
+    end_readers,
+    make_dataset,
+    next_batch,
+)
 from audiovq.training.checkpoint import (
     BEST,
     Checkpoint,
     load_optimizer_tensors,
     matching,
-    newest_checkpoint,
     optimizer_tensors,
     prune_checkpoints,
     save_checkpoint,
     set_aside,
 )
-from audiovq.training.data import Corpus, CropDataset, StepBatches, read_manifest
-from audiovq.training.generator import Generator, dropout_levels
+from audiovq.training.generator import Generator, dropout_levels, step_seed
+from audiovq.training.launch import launch
 from audiovq.training.log import RunLog
-from audiovq.training.losses import (
-    MelLoss,
-    consistency_loss,
-    pitch_loss,
-    sound_losses,
-    unit_losses,
-)
+from audiovq.training.losses import MelLoss, other_losses, sound_losses
 from audiovq.training.optimizers import all_finite, clip_gradients, make_optimizer, schedule
 from audiovq.training.recipe import Recipe
 from audiovq.training.run_files import save_recipe
-from audiovq.training.start import find_start, initial_model, learns
+from audiovq.training.start import (
+    find_start,
+    initial_model,
+    learns,
+    start_codebooks,
+    start_front,
+)
 from audiovq.training.validate import validate, validation_clips
 
-logger = logging.getLogger("audiovq.train")
-T = TypeVar("T")
-
-START_CROPS = 240
-"""Crops whose latents the k-means starts see."""
-MAX_BAD_STEPS = 5
-"""Steps in a row with losses that are not finite, after which a run stops."""
 FIRST_LOGS = (1, 2, 5, 10, 20)
 """Steps that are logged besides every `train.log_every`: a start is soon seen to go well."""
 
@@ -98,23 +93,7 @@ def train(
     """
     out = Path(out)
     start = find_start(recipe, out, resume=resume, accept_changes=accept_changes)
-    settings = recipe.train
-    precision = choose_precision(settings.precision, settings.accelerator)
-    threads = choose_threads(settings.threads, settings.devices)
-    ddp = DDPStrategy(
-        broadcast_buffers=False,  # the codebooks keep themselves equal
-        find_unused_parameters=recipe.model.codebook == "gradient",
-    )
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy=ddp if settings.devices > 1 else "auto",
-        precision=precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    torch.set_num_threads(threads)
-    if fabric.is_global_zero:
-        logger.info("Training on %s.", describe(fabric.device, precision, threads))
+    fabric = launch(recipe)
     run = Run(recipe, out, fabric, start)
     del start  # its tensors are the run's now
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -159,19 +138,19 @@ class Run:
             generator, make_optimizer(generator, settings.learning_rate)
         )
         self.adversary = Adversary(recipe, fabric)
-        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.average = Average(self.model, settings.ema_decay)
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
         self.reference: AudioVQ | None = None
         """Whose units stay, if any do."""
         if recipe.loss.consistency:
             self.reference = AudioVQ.from_pretrained(settings.initial_model, device=fabric.device)
-        self.bad_steps = 0
         self.saved_step = -1
         self.close: Callable[[], object] = lambda: None
         """Ends the processes that read, if there are any."""
         if start is not None:
             self._load(start)
         self.log = RunLog(recipe, out, fabric, self.step)
+        self.bad_steps = BadSteps(fabric, self.log, out)
         self._open_folder()
         if start is not None:
             self._say_resumed(start)
@@ -189,14 +168,14 @@ class Run:
         self.log.say(self._start_line())
         self._start_units()
         self._train_mode()
-        batches = self._batches()
+        batches = batches_from(self.step, self.dataset, self.recipe, self.fabric)
         # They leave signals to this process, which would wait for them for ever when it ends.
-        self.close = weakref.finalize(self, _end_readers, batches)
+        self.close = weakref.finalize(self, end_readers, batches)
         while self.step < settings.steps:
             if not self.quantize and self.step >= settings.autoencoder_steps:
                 self._start_quantizer()
             waiting = time.perf_counter()
-            batch = _next_batch(batches)
+            batch = next_batch(batches)
             self.log.window.waited += time.perf_counter() - waiting
             self.log.note_unreadable(batch.pop("skipped"))
             self._train_step(batch)
@@ -247,7 +226,7 @@ class Run:
 
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step
-        torch.manual_seed(_step_seed(recipe.train.seed, step))  # the same on every rank
+        torch.manual_seed(step_seed(recipe, step))  # the same on every rank
         self._set_learning_rates(schedule(recipe, step))
         batch = self.fabric.to_device(batch)
         levels = self.fabric.to_device(
@@ -257,15 +236,10 @@ class Run:
             batch, levels = both_views(batch), levels.repeat(2)
         output = self.generator(batch["wav"], levels, self.quantize, batch.get("tokens"))
         losses, gradient = self._judge_sound(output.get("wav"), batch["wav"])
-        other = unit_losses(output, batch, recipe.loss.unit_shift)
-        if "pitch" in output:
-            other["pitch"] = pitch_loss(output["pitch"], batch["pitch"])
         if self.reference is not None:
-            other |= self._keep_units(output["unit_vectors"], batch)
-        # The unit that is nearest may not be the one that consistency asks for.
-        committed = output.get("commitment", [])[0 if self.reference is None else 1 :]
-        if len(committed):
-            other["commitment"] = committed.mean()
+            batch["kept_vectors"] = self.reference.unit_vectors(batch.get("clean", batch["wav"]))
+            batch["unit_table"] = self.model.quantizer.codebooks[0].vectors
+        other = other_losses(output, batch, recipe.loss.unit_shift)
         total = self._weighted(other) + output.get("codebook", 0.0)
         if "wav" in output:
             total = total + (output["wav"] * gradient).sum()
@@ -279,22 +253,15 @@ class Run:
         if not all_finite(self.fabric, norm):
             self._skip(batch, {"the gradient": norm})
             return
-        self.bad_steps = 0
+        self.bad_steps.in_a_row = 0
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._update_ema()
+        self.average.update(step)
         self.log.record(losses | {"gradient_norm": norm}, output)
 
-    def _keep_units(self, vectors: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What keeps the units that `vectors` become those of the reference."""
-        assert self.reference is not None
-        table = self.model.quantizer.codebooks[0].vectors
-        clean = batch.get("clean", batch["wav"])
-        kept = consistency_loss(vectors[: len(clean)], table, self.reference.unit_vectors(clean))
-        if len(clean) == len(vectors):
-            return {"consistency": kept}
-        as_clean, heard = vectors.chunk(2)
-        return {"consistency": kept, "agreement": consistency_loss(heard, table, as_clean.detach())}
+    def _skip(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad()
+        self.bad_steps.note(self.step, batch["id"], losses)
 
     def _judge_sound(self, wav: Tensor | None, target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of decoded sound [B, 1, N] if any, and their weighted gradient there.
@@ -339,83 +306,21 @@ class Run:
 
     def _start_units(self) -> None:
         """A start for the units' front that the initial model did not have."""
-        encoder = self.model.encoder
-        if encoder.level is None or encoder.unit_front.weight.any():
-            return
-        first = 1 << 40  # crops that the run will not see again, the same on every rank
-        crops = [self.dataset[first + index]["wav"][None] for index in range(START_CROPS)]
-        encoder.fit_front([self.fabric.to_device(wav) for wav in crops])
-        for name, parameter in self.model.named_parameters():
-            self.ema[name].copy_(parameter.detach())
-        self.log.say("The units have a front of their own, the nearest to the convolutions.")
+        if start_front(self.model, self.dataset, self.fabric):
+            self.average.restart()
+            self.log.say("The units have a front of their own, the nearest to the convolutions.")
 
     def _start_quantizer(self) -> None:
-        """k-means starts of all codebooks, from crops that the run will not see again."""
-        share = START_CROPS // self.fabric.world_size
-        first = (1 << 40) + share * self.fabric.global_rank
-        torch.manual_seed(_step_seed(self.recipe.train.seed, self.step))
-        latents = []
-        for index in range(first, first + share):
-            wav = self.fabric.to_device(self.dataset[index]["wav"])
-            with self.fabric.autocast():
-                latents.append(self.model.latent(wav[None]))
-        self.model.quantizer.start(torch.cat(latents, dim=1))
+        """k-means starts of all codebooks."""
+        torch.manual_seed(step_seed(self.recipe, self.step))
+        start_codebooks(self.model, self.dataset, self.fabric)
         self.quantize = True
         self.log.say("The quantizer is on: every codebook started from k-means.")
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """This rank's batches from the current step to the last one."""
-        loader: DataLoader = DataLoader(
-            self.dataset,
-            batch_sampler=StepBatches(
-                self.step,
-                self.recipe.train.steps,
-                self.recipe.data.batch_size,
-                rank=self.fabric.global_rank,
-                ranks=self.fabric.world_size,
-            ),
-            num_workers=self.recipe.data.workers,
-            collate_fn=_collate,
-            worker_init_fn=leave_to_parent,
-        )
-        return iter(loader)
-
-    def _update_ema(self) -> None:
-        # Early on, the average is over all steps so far.
-        decay = min(self.recipe.train.ema_decay, (1 + self.step) / (10 + self.step))
-        averages = list(self.ema.values())
-        parameters = [p.detach() for p in self.model.parameters()]
-        torch._foreach_lerp_(averages, parameters, 1 - decay)
-
-    def _skip(self, batch: dict[str, Any], losses: dict[str, Tensor]) -> None:
-        bad = [name for name, loss in losses.items() if not torch.isfinite(loss).all()]
-        names, recordings = blame(self._gather((bad, batch["id"])))
-        self.log.alarm(
-            f"step {self.step} is skipped: {', '.join(names) or 'a loss'} is not finite; "
-            f"its recordings are {', '.join(recordings)}."
-        )
-        self.optimizer.zero_grad()
-        self.log.window.skipped += 1
-        self.bad_steps += 1
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise FloatingPointError(
-                f"Losses or gradients were not finite in {MAX_BAD_STEPS} steps in a row; the last "
-                f"good checkpoint is {newest_checkpoint(self.out)}. Lower train.learning_rate."
-            )
-
-    def _gather(self, item: T) -> list[T]:
-        """An object of every rank."""
-        items = [item] * self.fabric.world_size
-        if self.fabric.world_size > 1:
-            torch.distributed.all_gather_object(items, item)
-        return items
 
     def _validate(self) -> None:
         """Quality on the validation recordings, with the averaged weights."""
         if not self.validation or not self.fabric.is_global_zero:
             return
-        raw = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self._set_weights(self.ema)
         self.model.eval()
 
         def keep_sample(index: int, n_q: int, decoded: Tensor) -> None:
@@ -423,14 +328,14 @@ class Run:
                 mel = self.mel_loss.log_mels(decoded)[-2][0]
                 self.log.write_sample(f"clip {index}/n_q {n_q}", decoded, mel, self.step)
 
-        values = validate(
-            self.model,
-            self.validation,
-            self.mel_loss,
-            quantize=self.quantize,
-            on_decoded=keep_sample,
-        )
-        self._set_weights(raw)
+        with self.average.applied():
+            values = validate(
+                self.model,
+                self.validation,
+                self.mel_loss,
+                quantize=self.quantize,
+                on_decoded=keep_sample,
+            )
         self._train_mode()
         self.log.write_metrics(self.step, values)
         self.log.say(
@@ -442,11 +347,6 @@ class Run:
             self.best = score
             self._write_checkpoint(self.out / BEST)
 
-    @torch.no_grad()
-    def _set_weights(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(weights[name])  # not .data: streams must see that it changed
-
     def _save(self) -> None:
         if self.fabric.is_global_zero:
             self._write_checkpoint(self.out / f"checkpoint-{self.step:08d}.safetensors")
@@ -454,13 +354,16 @@ class Run:
         self.saved_step = self.step
         self.fabric.barrier()
 
-    def _write_checkpoint(self, path: Path) -> None:
-        tensors: dict[str, Tensor] = {
-            f"generator.{name}": p for name, p in self.module.named_parameters()
-        }
+    def _tensors(self) -> dict[str, Tensor]:
+        """What learns, by its names in checkpoints; what optimizers hold is not among it."""
+        critic = self.adversary.module
+        tensors = {f"generator.{name}": p for name, p in self.module.named_parameters()}
         tensors |= {f"generator.{name}": b for name, b in self.module.named_buffers()}
-        tensors |= {f"discriminator.{n}": p for n, p in self.adversary.module.named_parameters()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
+        tensors |= {f"discriminator.{name}": p for name, p in critic.named_parameters()}
+        return tensors | {f"ema.{name}": average for name, average in self.average.tensors.items()}
+
+    def _write_checkpoint(self, path: Path) -> None:
+        tensors = self._tensors()
         for name, optimizer in self._optimizers().items():
             tensors |= optimizer_tensors(name, optimizer)
         values = {
@@ -475,13 +378,9 @@ class Run:
         save_checkpoint(path, tensors, values)
 
     def _load(self, start: Checkpoint) -> None:
-        named = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        wanted = {f"generator.{name}": tensor for name, tensor in named.items()}
-        critic = self.adversary.module
-        wanted |= {f"discriminator.{name}": p for name, p in critic.named_parameters()}
-        wanted |= {f"ema.{name}": tensor for name, tensor in self.ema.items()}
-        for name, tensor in matching(start.path, start.tensors, wanted).items():
-            wanted[name].data = tensor.to(wanted[name].device)  # the reservoir's size may differ
+        own = self._tensors()
+        for name, tensor in matching(start.path, start.tensors, own).items():
+            own[name].data = tensor.to(own[name].device)  # the reservoir's size may differ
         for name, optimizer in self._optimizers().items():
             load_optimizer_tensors(name, optimizer, start.tensors, start.path)
         values = start.values
@@ -496,87 +395,3 @@ class Run:
         for path in start.damaged:
             self.log.alarm(f"{path} is damaged; the run goes on from the one before it.")
         self.log.say(f"Resumed from {start.path} at step {self.step}.")
-
-
-def both_views(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch whose first half is heard as it was recorded, and the second as it was changed."""
-    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    twice = {name: value.repeat(2, *[1] * (value.dim() - 1)) for name, value in tensors.items()}
-    twice["wav"] = torch.cat([batch["clean"], batch["wav"]])
-    return batch | twice | {"clean": batch["clean"]}
-
-
-def blame(reports: list[tuple[list[str], list[str]]]) -> tuple[list[str], list[str]]:
-    """What was not finite, and the recordings of the ranks where it was.
-
-    reports: for each rank the losses that are not finite and the recordings of its batch. Where no
-    rank has such a loss, their sum is not finite, and every recording counts.
-    """
-    guilty = [report for report in reports if report[0]] or reports
-    names = list(dict.fromkeys(name for bad, _ in guilty for name in bad))
-    return names, [name for _, recordings in guilty for name in recordings]
-
-
-def _end_readers(batches: Iterator[dict[str, Any]]) -> None:
-    shut_down = getattr(batches, "_shutdown_workers", None)  # there are none without workers
-    if shut_down is not None:
-        shut_down()
-
-
-def _next_batch(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return next(batches)
-    except FileRefused as error:
-        # Of a data worker's exception torch makes one whose message is a traceback.
-        line = str(error).strip().splitlines()[-1]
-        raise FileRefused(line.partition("FileRefused: ")[2] or line) from error
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-
-
-def make_dataset(recipe: Recipe, model: AudioVQ, fabric: Fabric) -> CropDataset:
-    """The crops of a recipe, what is computed once for them included."""
-    data, config = recipe.data, recipe.model
-    corpora = [Corpus(read_manifest(manifest.path), manifest.weight) for manifest in data.train]
-    cuts = [cut for corpus in corpora for cut in corpus.cuts]
-    tokens = pitch = ""
-    if data.cache_folder:
-        if recipe.train.learn == "decoder":
-            tokens = str(codes_folder(data.cache_folder, model))
-        if config.source_channels and recipe.train.learn != "units":
-            pitch = str(pitch_folder(data.cache_folder, config.hop_length))
-        if fabric.is_global_zero:
-            if tokens:
-                fill_codes(model, cuts, data.cache_folder)
-            if pitch:
-                fill_pitch(cuts, config.sample_rate, config.hop_length, data.cache_folder)
-        fabric.barrier()
-    return CropDataset(
-        corpora,
-        sample_rate=config.sample_rate,
-        hop_length=config.hop_length,
-        crop_frames=recipe.crop_frames,
-        seed=recipe.train.seed,
-        level_range_db=data.level_range_db,
-        speed_range=data.speed_range,
-        teacher_folder=data.teacher_folder,
-        teacher_dim=data.teacher_dim,
-        labels_folder=data.labels_folder,
-        n_labels=data.n_labels,
-        tokens_folder=tokens,
-        n_codebooks=config.n_codebooks,
-        pitch_folder=pitch,
-        augment_share=data.augment_share,
-    )
-
-
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    batch: dict[str, Any] = {
-        name: torch.stack([item[name] for item in items])
-        for name, value in items[0].items()
-        if isinstance(value, Tensor)
-    }
-    skipped = [reason for item in items for reason in item["skipped"]]
-    return batch | {"id": [item["id"] for item in items], "skipped": skipped}

@@ -69,6 +69,38 @@ def sound_losses(wav: Tensor, target: Tensor, mel_loss: MelLoss) -> dict[str, Te
     }
 
 
+def other_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> dict[str, Tensor]:
+    """What is learned besides the sound: `unit_losses`, and what the other outputs ask for.
+
+    output: `pitch`, the scores for `pitch_loss`; `commitment` [n_q]; `unit_vectors` for
+    `keeping_losses`. Each has its losses if it is there. batch: `pitch` [B, T] in Hz;
+    `kept_vectors` [B, T, D] and `unit_table` [K, D] where the units of another model are to stay.
+    """
+    losses = unit_losses(output, batch, shift)
+    if "pitch" in output:
+        losses["pitch"] = pitch_loss(output["pitch"], batch["pitch"])
+    kept = "kept_vectors" in batch
+    if kept:
+        losses |= keeping_losses(output["unit_vectors"], batch["unit_table"], batch["kept_vectors"])
+    # The unit that is nearest may not be the one that consistency asks for.
+    committed = output.get("commitment", [])[1 if kept else 0 :]
+    if len(committed):
+        losses["commitment"] = committed.mean()
+    return losses
+
+
+def keeping_losses(vectors: Tensor, table: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """What keeps vectors [B, T, D] those of the model whose vectors [B, T, D] are wanted.
+
+    Of two views of each crop, [2 * B, T, D], the first is kept and the second follows it.
+    """
+    losses = {"consistency": consistency_loss(vectors[: len(wanted)], table, wanted)}
+    if len(wanted) < len(vectors):
+        first, second = vectors.chunk(2)
+        losses["agreement"] = consistency_loss(second, table, first.detach())
+    return losses
+
+
 def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> dict[str, Tensor]:
     """What makes units phoneme-like; unit t is compared with teacher frame t - shift.
 

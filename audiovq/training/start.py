@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 
 from audiovq.config import SOURCE_SETTINGS, ModelConfig
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
 from audiovq.training.checkpoint import Checkpoint, newest_checkpoint, read_newest
+from audiovq.training.data import CropDataset
 from audiovq.training.recipe import Recipe
 from audiovq.training.run_files import differences, saved_recipe
 
 logger = logging.getLogger("audiovq.train")
+
+START_CROPS = 240
+"""Crops that what starts from data sees."""
+FIRST_CROP = 1 << 40
+"""The number of the first of them; a run never sees them again."""
 
 
 def find_start(
@@ -104,3 +111,25 @@ def initial_model(recipe: Recipe) -> AudioVQ:
             "a model that `audiovq export` wrote."
         )
     return model.grown(**growth) if growth else model
+
+
+def start_front(model: AudioVQ, dataset: CropDataset, fabric: Fabric) -> bool:
+    """Fit the units' front, if the model should have one and it is not yet; whether it was done."""
+    encoder = model.encoder
+    if encoder.level is None or encoder.unit_front.weight.any():
+        return False
+    crops = [dataset[FIRST_CROP + index]["wav"][None] for index in range(START_CROPS)]
+    encoder.fit_front([fabric.to_device(wav) for wav in crops])  # the same on every rank
+    return True
+
+
+def start_codebooks(model: AudioVQ, dataset: CropDataset, fabric: Fabric) -> None:
+    """Start all codebooks from k-means of the latents of some crops, of each rank its share."""
+    share = START_CROPS // fabric.world_size
+    first = FIRST_CROP + share * fabric.global_rank
+    latents = []
+    for index in range(first, first + share):
+        wav = fabric.to_device(dataset[index]["wav"])
+        with fabric.autocast():
+            latents.append(model.latent(wav[None]))
+    model.quantizer.start(torch.cat(latents, dim=1))

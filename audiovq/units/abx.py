@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from audiovq.files import FileRefused
-from audiovq.units.alignments import SILENCE, Interval
+from audiovq.units.alignments import EPSILON, SILENCE, Interval
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def triphones(
         for before, middle, after in zip(alignment, alignment[1:], alignment[2:], strict=False):
             if SILENCE in (before.phone, middle.phone, after.phone):
                 continue
-            if middle.start - before.end > 1e-6 or after.start - middle.end > 1e-6:
+            if middle.start - before.end > EPSILON or after.start - middle.end > EPSILON:
                 continue  # silence that is not written
             onset = before.start * frame_rate + shift
             offset = after.end * frame_rate + shift

@@ -28,6 +28,9 @@ TimeUnit = Literal["auto", "seconds", "samples"]
 MAX_SECONDS = 1e6
 """The latest time that an alignment may hold, in s."""
 
+EPSILON = 1e-6
+"""Seconds by which two times may differ and be one: a grid of 10 ms is not exact in binary."""
+
 _STRESSED = re.compile(r"[A-Z]{2}[012]")
 _WHOLE = re.compile(r"[+-]?\d+")
 _ROUNDING = 0.0151  # seconds that two neighbours may overlap: files are rounded to 10 ms

@@ -94,61 +94,82 @@ def compare(
         if speakers is None:
             raise ValueError("ABX needs to know who speaks; say how to tell the speakers.")
         require_fastabx()
-    matches = find(units, alignments)
-    if not matches:
-        raise FileRefused(
-            f"none of the {len(units)} token files has an alignment of its name that fits no other "
-            f"file; the first are {next(iter(units))!r} and {next(iter(alignments))!r}."
-        )
-    names = sorted(matches)
-    if name in (others or {}):
-        raise ValueError(f"two systems are called {name!r}; name them apart.")
+    aligned = _aligned(units, alignments, frame_rate)
+    names = list(aligned)
     if codebook_size is None:
         codebook_size = max(int(units[n].max(initial=0)) for n in names) + 1
-    systems = {
-        system: System({n: np.asarray(found[n]) for n in names}, frame_rate, codebook_size, shift)
-        for system, found in {name: units, **(others or {})}.items()
-    }
+    systems: dict[str, System] = {}
+
+    def add(system: str, made: System) -> None:
+        if system in systems:
+            raise ValueError(f"two systems are called {system!r}; name them apart.")
+        systems[system] = made
+
+    for system, found in [(name, units), *(others or {}).items()]:
+        kept = {n: np.asarray(found[n]) for n in names}
+        add(system, System(kept, frame_rate, codebook_size, shift))
     for baseline in baselines:
-        other, made = _baseline(baseline, systems[name], level, audio, fit_audio)
-        if other in systems:
-            raise ValueError(f"two systems are called {other!r}; name them apart.")
-        systems[other] = made
-    aligned = {n: list(alignments[matches[n]]) for n in names}
-    for n, alignment in aligned.items():
-        if alignment and alignment[0].start >= len(units[n]) / frame_rate:
-            raise FileRefused(
-                f"the alignment of {n} begins at {alignment[0].start:g} s, after its units end at "
-                f"{len(units[n]) / frame_rate:g} s; check that they belong together."
-            )
+        add(*_baseline(baseline, systems[name], level, audio, fit_audio))
     speaker_list = None if speakers is None else speakers_by_rule(names, speakers)
-    evaluations: dict[str, Evaluation] = {}
-    errors: dict[str, Abx] = {}
-    for system, (found, rate, size, lag) in systems.items():
-        evaluations[system] = evaluate(
-            list(found.values()),
-            list(aligned.values()),
-            frame_rate=rate,
-            speakers=speaker_list,
-            n_units=size,
-            shift=evaluations[name].shift if lag is None else lag,
-        )
-        if with_abx and speaker_list is not None:
-            errors[system] = abx(
-                list(found.values()),
-                list(aligned.values()),
-                speaker_list,
-                frame_rate=rate,
-                shift=evaluations[system].shift,
-            )
+    evaluations, errors = _measure(systems, name, aligned, speaker_list, with_abx=with_abx)
     return Comparison(
         names=names,
         alignments=aligned,
         units={system: made.units for system, made in systems.items()},
         evaluations=evaluations,
         abx=errors,
-        unmatched=sorted(set(units) - set(matches)),
+        unmatched=sorted(set(units) - set(names)),
     )
+
+
+def _aligned(
+    units: Mapping[str, np.ndarray], alignments: Mapping[str, list[Interval]], frame_rate: float
+) -> dict[str, list[Interval]]:
+    """The alignment of each file of units that has one, in the order of the names."""
+    matches = find(units, alignments)
+    if not matches:
+        raise FileRefused(
+            f"none of the {len(units)} token files has an alignment of its name that fits no other "
+            f"file; the first are {next(iter(units))!r} and {next(iter(alignments))!r}."
+        )
+    aligned = {name: list(alignments[matches[name]]) for name in sorted(matches)}
+    for name, alignment in aligned.items():
+        seconds = len(units[name]) / frame_rate
+        if alignment and alignment[0].start >= seconds:
+            raise FileRefused(
+                f"the alignment of {name} begins at {alignment[0].start:g} s, after its units end "
+                f"at {seconds:g} s; check that they belong together."
+            )
+    return aligned
+
+
+def _measure(
+    systems: Mapping[str, System],
+    measured: str,
+    alignments: Mapping[str, list[Interval]],
+    speakers: list[str] | None,
+    *,
+    with_abx: bool,
+) -> tuple[dict[str, Evaluation], dict[str, Abx]]:
+    """Evaluation and ABX errors by system, the one called `measured` first."""
+    evaluations: dict[str, Evaluation] = {}
+    errors: dict[str, Abx] = {}
+    aligned = list(alignments.values())
+    for system, (found, rate, size, shift) in systems.items():
+        units = list(found.values())
+        evaluations[system] = evaluate(
+            units,
+            aligned,
+            frame_rate=rate,
+            speakers=speakers,
+            n_units=size,
+            shift=evaluations[measured].shift if shift is None else shift,
+        )
+        if with_abx and speakers is not None:
+            errors[system] = abx(
+                units, aligned, speakers, frame_rate=rate, shift=evaluations[system].shift
+            )
+    return evaluations, errors
 
 
 def _baseline(

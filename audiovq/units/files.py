@@ -13,7 +13,7 @@ from audiovq.codes import TOKEN_SUFFIXES, Header, read_tokens
 from audiovq.files import FileRefused, atomic_output, files_below, read_text
 from audiovq.segment import SEGMENT_SUFFIX, expand, read_segments
 from audiovq.units.alignments import SILENCE, Interval, find
-from audiovq.units.measures import fill_silence
+from audiovq.units.boundaries import fill_silence
 
 UNIT_SUFFIXES = (*TOKEN_SUFFIXES, SEGMENT_SUFFIX)
 

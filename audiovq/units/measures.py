@@ -1,345 +1,50 @@
-"""How phoneme-like units are: measures of discrete units against phone alignments.
+"""How phoneme-like units are: every measure of units against phone alignments, with intervals.
 
 Units are integer arrays [T], one per utterance, one code a frame. Phones come as lists of
-`audiovq.units.alignments.Interval`. Every information measure is a function of a contingency table
-[phones, units] of frame counts; those tables add up over utterances, which is what makes the
-bootstrap cheap. Entropies are in bits.
-
-Sources: PNMI and the purities, Hsu et al. 2021 (HuBERT); the R-value, Räsänen, Laine and Altosaar
-2009; the bitrate, Dunbar et al. 2019 (ZeroSpeech); adjustment for chance, Vinh, Epps and Bailey
-2010.
+`audiovq.units.alignments.Interval`. What is measured are the functions of
+`audiovq.units.information` and `audiovq.units.boundaries`; their counts add up over utterances,
+which is what makes the bootstrap cheap.
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from audiovq.units.alignments import SILENCE, Interval
+from audiovq.units.alignments import Interval
+from audiovq.units.boundaries import (
+    TOLERANCE,
+    away_from_silence,
+    boundary_scores,
+    change_times,
+    fill_silence,
+    match_boundaries,
+    phone_changes,
+)
+from audiovq.units.information import (
+    adjusted_pnmi,
+    chance_information,
+    cluster_purity,
+    contingency,
+    entropy,
+    frame_labels,
+    held_out_hits,
+    phone_given_unit,
+    phone_purity,
+    phone_set,
+    pnmi,
+    speaker_folds,
+    unit_given_phone,
+)
 
-TOLERANCE = 0.02
-"""Seconds that a boundary may be off and still count as found."""
+# Names that stood here; so does `audiovq.units`, which was this module.
+from audiovq.units.information import mutual_information as mutual_information
+from audiovq.units.information import zerospeech_bitrate as zerospeech_bitrate
 
 SHIFTS = range(-3, 9)
 """Shifts, in frames, that `best_shift` tries."""
-
-_EPSILON = 1e-6  # seconds: times on a 10 ms grid are not exact in binary
-
-
-# --- Frames ---------------------------------------------------------------------------------------
-
-
-def phone_set(alignments: Sequence[Sequence[Interval]]) -> list[str]:
-    """The phones of the alignments, sorted, silence first."""
-    phones = {interval.phone for alignment in alignments for interval in alignment}
-    return [SILENCE, *sorted(phones - {SILENCE})]
-
-
-def frame_labels(
-    alignment: Sequence[Interval],
-    n_frames: int,
-    frame_rate: float,
-    phones: Sequence[str],
-    *,
-    shift: int = 0,
-) -> np.ndarray:
-    """The phone at the centre of each frame: indices into `phones`, int64 [n_frames].
-
-    Frame t is compared with the sound at (t + 0.5 - shift) / frame_rate seconds: `shift` is how
-    many frames the codes lag the sound. What no interval covers is silence; a frame whose centre
-    lies before the sound is -1.
-    """
-    index = {phone: i for i, phone in enumerate(phones)}
-    starts = np.array([interval.start for interval in alignment])
-    ends = np.array([interval.end for interval in alignment])
-    labels = np.array([index[interval.phone] for interval in alignment], dtype=np.int64)
-    times = (np.arange(n_frames) + 0.5 - shift) / frame_rate
-    at = np.searchsorted(starts, times + _EPSILON, side="right") - 1
-    covered = (at >= 0) & (times + _EPSILON < ends[at])
-    frames = np.where(covered, labels[at], index[SILENCE])
-    frames[times < 0] = -1
-    return frames
-
-
-def contingency(units: np.ndarray, phones: np.ndarray, n_units: int, n_phones: int) -> np.ndarray:
-    """Frame counts [n_phones, n_units] of units [T] against phone indices [T]; -1 is left out."""
-    known = phones >= 0
-    cells = phones[known] * n_units + units[known].astype(np.int64)
-    return np.bincount(cells, minlength=n_phones * n_units).reshape(n_phones, n_units)
-
-
-# --- Information measures of a table [phones, units] ----------------------------------------------
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Entropy of a distribution given as counts of any shape, in bits."""
-    used = counts[counts > 0].astype(np.float64)
-    share = used / used.sum() if used.size else used
-    return float(-(share * np.log2(share)).sum()) + 0.0  # never -0.0
-
-
-def mutual_information(table: np.ndarray) -> float:
-    """I(phone; unit) in bits, by plugging in the observed shares."""
-    information = entropy(table.sum(axis=1)) + entropy(table.sum(axis=0)) - entropy(table)
-    return max(0.0, information)
-
-
-def pnmi(table: np.ndarray) -> float:
-    """Phone-normalised mutual information, I(phone; unit) / H(phone), in 0..1.
-
-    How much of the uncertainty about the phone the unit removes (Hsu et al. 2021). It rises with
-    the number of units by itself, and the more so the fewer frames there are. 0 when there is one
-    phone.
-    """
-    uncertainty = entropy(table.sum(axis=1))
-    return mutual_information(table) / uncertainty if uncertainty > 0 else 0.0
-
-
-def adjusted_pnmi(table: np.ndarray, chance: float) -> float:
-    """PNMI corrected for chance: (I - chance) / (H(phone) - chance).
-
-    `chance` is the information in bits that units without relation to the phones would seem to
-    carry on as many frames: see `chance_information`. Perfect units have 1, unrelated ones about
-    0, a little below it included (the adjustment of Vinh et al. 2010, normalised by the phones).
-    """
-    uncertainty = entropy(table.sum(axis=1))
-    room = uncertainty - chance
-    return (mutual_information(table) - chance) / room if room > 0 else 0.0
-
-
-def chance_information(
-    units: np.ndarray,
-    phones: np.ndarray,
-    n_units: int,
-    n_phones: int,
-    *,
-    draws: int = 10,
-    seed: int = 0,
-) -> float:
-    """I(phone; unit) in bits that remains when units and phones are torn apart, mean of `draws`.
-
-    units and phones: [T] over all utterances on end. The runs of units stay where and as long as
-    they are, and their units are dealt out anew: runs carry fewer independent observations than
-    frames do. (A permutation of frames, and the Miller-Madow correction, take frames as
-    independent and correct too little.)
-    """
-    if not len(units):
-        return 0.0
-    random = np.random.default_rng(seed)
-    starts = np.concatenate(([0], np.flatnonzero(np.diff(units)) + 1))
-    lengths = np.diff(np.append(starts, len(units)))
-    dealt = (np.repeat(random.permutation(units[starts]), lengths) for _ in range(draws))
-    tables = (contingency(deal, phones, n_units, n_phones) for deal in dealt)
-    return float(np.mean([mutual_information(table) for table in tables]))
-
-
-def phone_purity(table: np.ndarray) -> float:
-    """Share of frames that are right when each unit stands for its most frequent phone."""
-    return float(table.max(axis=0).sum() / max(1, table.sum()))
-
-
-def cluster_purity(table: np.ndarray) -> float:
-    """Share of frames that are right when each phone stands for its most frequent unit."""
-    return float(table.max(axis=1).sum() / max(1, table.sum()))
-
-
-def phone_given_unit(table: np.ndarray) -> float:
-    """H(phone | unit) in bits: what is left to guess of the phone when the unit is known."""
-    return entropy(table) - entropy(table.sum(axis=0))
-
-
-def unit_given_phone(table: np.ndarray) -> float:
-    """H(unit | phone) in bits: speaker, context and noise that the unit carries besides."""
-    return entropy(table) - entropy(table.sum(axis=1))
-
-
-# --- Held-out accuracy ----------------------------------------------------------------------------
-
-
-def speaker_folds(speakers: Sequence[str], sizes: Sequence[int], n_folds: int = 5) -> np.ndarray:
-    """A fold for each utterance, int64, such that no speaker stands in two.
-
-    The speakers, largest first, go to the fold with the fewest frames so far; there are at most
-    as many folds as speakers. `sizes` are frames per utterance.
-    """
-    totals: dict[str, int] = {}
-    for speaker, size in zip(speakers, sizes, strict=True):
-        totals[speaker] = totals.get(speaker, 0) + size
-    filled = [0] * min(n_folds, len(totals))
-    fold_of: dict[str, int] = {}
-    for speaker in sorted(totals, key=lambda s: (-totals[s], s)):
-        fold = filled.index(min(filled))
-        fold_of[speaker] = fold
-        filled[fold] += totals[speaker]
-    return np.array([fold_of[speaker] for speaker in speakers])
-
-
-def held_out_hits(
-    units: Sequence[np.ndarray],
-    phones: Sequence[np.ndarray],
-    folds: np.ndarray,
-    n_units: int,
-    n_phones: int,
-    *,
-    tried: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frames that a code-to-phone map from the other folds names rightly, per utterance.
-
-    The map gives each unit the phone it stood for most often in the other folds, and a unit not
-    seen there their most frequent phone. Also returned: the hits of that phone alone, the prior.
-    units, phones: [T] per utterance, -1 left out. `tried`: units and phones that the maps are tried
-    on instead of those they are made from. Both results are int64 [utterances].
-    """
-    tried_units, tried_phones = tried or (units, phones)
-    n_folds = int(folds.max()) + 1
-    tables = np.zeros((n_folds, n_phones, n_units), dtype=np.int64)
-    for utterance, fold in enumerate(folds):
-        tables[fold] += contingency(units[utterance], phones[utterance], n_units, n_phones)
-    hits = np.zeros(len(units), dtype=np.int64)
-    prior = np.zeros(len(units), dtype=np.int64)
-    for fold in range(n_folds):
-        others = tables.sum(axis=0) - tables[fold]
-        majority = int(others.sum(axis=1).argmax())
-        phone_of = np.where(others.any(axis=0), others.argmax(axis=0), majority)
-        for held_out in np.flatnonzero(folds == fold).tolist():
-            labels = tried_phones[held_out]
-            hits[held_out] = (phone_of[tried_units[held_out].astype(np.int64)] == labels).sum()
-            prior[held_out] = (labels == majority).sum()
-    return hits, prior
-
-
-# --- Boundaries -----------------------------------------------------------------------------------
-
-
-def change_times(units: np.ndarray, frame_rate: float, *, shift: int = 0) -> np.ndarray:
-    """Seconds at which the unit changes, brought back by `shift` frames; not the two ends."""
-    times = (np.flatnonzero(np.diff(units)) + 1 - shift) / frame_rate
-    return times[times > 0]
-
-
-def fill_silence(
-    alignment: Sequence[Interval], seconds: float, *, shortest: float = 0.0
-) -> list[Interval]:
-    """The alignment with silence where no interval is, from 0 to `seconds`, silences joined.
-
-    A gap at either end that is not longer than `shortest` seconds stays: the frames of a recording
-    end a little after its sound.
-    """
-    filled: list[Interval] = []
-
-    def add(start: float, end: float, phone: str) -> None:
-        if phone == SILENCE and filled and filled[-1].phone == SILENCE:
-            filled[-1] = filled[-1]._replace(end=end)
-        else:
-            filled.append(Interval(start, end, phone))
-
-    at, least = 0.0, shortest
-    for start, end, phone in alignment:
-        if start - at > least + _EPSILON:
-            add(at, start, SILENCE)
-        add(start, end, phone)
-        at, least = end, 0.0
-    if seconds - at > shortest + _EPSILON:
-        add(at, seconds, SILENCE)
-    return filled
-
-
-def phone_changes(alignment: Sequence[Interval]) -> np.ndarray:
-    """Seconds at which one interval of an alignment without gaps follows another.
-
-    Two intervals of one phone in a row are two phones, and there is a boundary between them.
-    """
-    return np.array([interval.start for interval in alignment[1:]])
-
-
-def match_boundaries(
-    found: Sequence[float], true: Sequence[float], tolerance: float = TOLERANCE
-) -> int:
-    """How many of the sorted times agree within `tolerance` seconds, each used once.
-
-    One pass over both is a largest matching, since all tolerances are equal.
-    """
-    hits = i = j = 0
-    while i < len(found) and j < len(true):
-        late = found[i] - true[j]
-        if abs(late) <= tolerance + _EPSILON:
-            hits, i, j = hits + 1, i + 1, j + 1
-        elif late < 0:
-            i += 1
-        else:
-            j += 1
-    return hits
-
-
-def boundary_scores(n_hits: float, n_found: float, n_true: float) -> dict[str, float]:
-    """Precision, recall, F1, over-segmentation and R-value from counts of boundaries.
-
-    over_segmentation = recall / precision - 1, the surplus of found boundaries.
-    R-value (Räsänen et al. 2009) = 1 - (|r1| + |r2|) / 2 with
-    r1 = sqrt((1 - recall)^2 + over_segmentation^2) and
-    r2 = (recall - 1 - over_segmentation) / sqrt(2): 1 is perfect, and unlike F1 it cannot be
-    raised by setting many boundaries. Zeros where there is nothing to count.
-    """
-    precision = n_hits / n_found if n_found else 0.0
-    recall = n_hits / n_true if n_true else 0.0
-    f1 = 2 * n_hits / (n_found + n_true) if n_found + n_true else 0.0
-    surplus = n_found / n_true - 1 if n_true else 0.0
-    r1 = np.hypot(1 - recall, surplus)
-    r2 = (recall - 1 - surplus) / np.sqrt(2)
-    r_value = float(1 - (r1 + abs(r2)) / 2) if n_true else 0.0
-    return {
-        "boundary_precision": precision,
-        "boundary_recall": recall,
-        "boundary_f1": f1,
-        "over_segmentation": surplus,
-        "r_value": r_value,
-    }
-
-
-def _away_from_silence(
-    times: Sequence[float], alignment: Sequence[Interval], margin: float
-) -> list[float]:
-    """The times that lie in speech, more than `margin` seconds from any silence."""
-    stretches: list[list[float]] = []  # starts and ends of speech
-    for start, end, phone in alignment:
-        if phone == SILENCE:
-            continue
-        if stretches and start - stretches[-1][1] <= _EPSILON:
-            stretches[-1][1] = end
-        else:
-            stretches.append([start, end])
-    starts = [start for start, _ in stretches]
-    kept = []
-    for time in times:
-        at = bisect_right(starts, time) - 1
-        if at < 0:
-            continue
-        start, end = stretches[at]
-        if start + margin + _EPSILON < time < end - margin - _EPSILON:
-            kept.append(time)
-    return kept
-
-
-# --- Rate -----------------------------------------------------------------------------------------
-
-
-def zerospeech_bitrate(sequences: Sequence[np.ndarray], seconds: float) -> float:
-    """Bits per second of symbol sequences: symbols a second times their entropy in bits.
-
-    The definition of ZeroSpeech 2019 (Dunbar et al.): the entropy is that of single symbols over
-    all sequences, with no credit for their order.
-    """
-    symbols = np.concatenate([np.asarray(s) for s in sequences]) if len(sequences) else np.zeros(0)
-    if seconds <= 0 or not len(symbols):
-        return 0.0
-    _, counts = np.unique(symbols, return_counts=True)
-    return len(symbols) / seconds * entropy(counts)
-
-
-# --- All of it ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -408,33 +113,22 @@ def evaluate(
     """
     units = [np.asarray(u) for u in units]
     _check(units, alignments, speakers, frame_rate)
-    top = max(int(u.max(initial=0)) for u in units) + 1
-    if n_units is None:
-        n_units = top
-    elif top > n_units:
-        raise ValueError(f"unit {top - 1} is out of range; n_units is {n_units}.")
+    n_units = _checked_size(units, n_units)
     phones = phone_set(alignments)
     if shift == "auto":
         shift = best_shift(units, alignments, frame_rate=frame_rate, n_units=n_units)
-    labels = [
-        frame_labels(a, len(u), frame_rate, phones, shift=shift)
-        for u, a in zip(units, alignments, strict=True)
-    ]
+    labels = _labels(units, alignments, frame_rate, phones, shift)
     if not any((frames >= 0).any() for frames in labels):
         raise ValueError(f"no frame of the units is left after a shift of {shift} frames.")
     random = np.random.default_rng(seed)
     draws = random.multinomial(len(units), [1 / len(units)] * len(units), size=n_bootstrap)
-    folds = None
-    if speakers is not None and len(set(speakers)) > 1:
-        if n_folds < 2:
-            raise ValueError(f"n_folds must be >= 2, not {n_folds}: a map is tried on other folds.")
-        folds = speaker_folds(speakers, [len(u) for u in units], n_folds)
+    folds = _folds(units, speakers, n_folds)
 
     def measures(*, silence: bool) -> dict[str, Measure]:
         kept = labels if silence else [np.where(frames == 0, -1, frames) for frames in labels]
-        counts = _boundary_counts(units, alignments, frame_rate, shift, tolerance, silence)
-        samples = _samples(units, kept, folds, counts, n_units, len(phones), frame_rate, draws)
-        return {name: _interval(sample) for name, sample in samples.items()}
+        boundaries = _boundary_counts(units, alignments, frame_rate, shift, tolerance, silence)
+        counts = _count(units, kept, folds, boundaries, n_units, len(phones), frame_rate)
+        return _with_intervals(counts, draws)
 
     table = contingency(np.concatenate(units), np.concatenate(labels), n_units, len(phones))
     return Evaluation(
@@ -471,32 +165,108 @@ def best_shift(
     n_units = n_units or int(joined.max(initial=0)) + 1
 
     def score(shift: int) -> float:
-        labels = [
-            frame_labels(a, len(u), frame_rate, phones, shift=shift)
-            for u, a in zip(units, alignments, strict=True)
-        ]
+        labels = _labels(units, alignments, frame_rate, phones, shift)
         return pnmi(contingency(joined, np.concatenate(labels), n_units, len(phones)))
 
     return max(shifts, key=lambda s: (round(score(s), 9), -abs(s)))
 
 
-def _samples(
+def _labels(
+    units: Sequence[np.ndarray],
+    alignments: Sequence[Sequence[Interval]],
+    frame_rate: float,
+    phones: Sequence[str],
+    shift: int,
+) -> list[np.ndarray]:
+    return [
+        frame_labels(alignment, len(unit), frame_rate, phones, shift=shift)
+        for unit, alignment in zip(units, alignments, strict=True)
+    ]
+
+
+def _folds(
+    units: list[np.ndarray], speakers: Sequence[str] | None, n_folds: int
+) -> np.ndarray | None:
+    if speakers is None or len(set(speakers)) < 2:
+        return None
+    if n_folds < 2:
+        raise ValueError(f"n_folds must be >= 2, not {n_folds}: a map is tried on other folds.")
+    return speaker_folds(speakers, [len(u) for u in units], n_folds)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """How often utterances hold things, kept sparse: a draw of utterances is a weighted sum."""
+
+    utterance: np.ndarray
+    thing: np.ndarray
+    count: np.ndarray
+    n_things: int
+
+    @classmethod
+    def of(cls, utterance: np.ndarray, thing: np.ndarray, n_things: int) -> "_Tally":
+        """From pairs [n] of an utterance and a thing in it, 0 to n_things - 1."""
+        keys, count = np.unique(utterance * n_things + thing, return_counts=True)
+        return cls(keys // n_things, keys % n_things, count, n_things)
+
+    def total(self, weight: np.ndarray) -> np.ndarray:
+        """Counts [n_things] when each utterance stands `weight` [utterances] times."""
+        weighted = self.count * weight[self.utterance]
+        return np.bincount(self.thing, weights=weighted, minlength=self.n_things)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What the measures are made of, by utterance."""
+
+    cells: _Tally
+    """Frames of each phone and unit: phone * n_units + unit."""
+    runs: _Tally
+    """Runs of each unit."""
+    boundaries: np.ndarray
+    """Hits, found, true: int64 [utterances, 3]."""
+    hits: tuple[np.ndarray, np.ndarray] | None
+    """As `held_out_hits` gives them; None without speakers."""
+    chance: float
+    """`chance_information` of all frames."""
+    frame_rate: float
+
+    def values(self, weight: np.ndarray) -> dict[str, float]:
+        """Each measure when each utterance stands `weight` [utterances] times."""
+        runs = self.runs.total(weight)
+        table = self.cells.total(weight).reshape(-1, len(runs))
+        n_frames = table.sum()
+        seconds = n_frames / self.frame_rate or 1.0
+        values = {
+            "pnmi": pnmi(table),
+            "pnmi_adjusted": adjusted_pnmi(table, self.chance),
+            "phone_purity": phone_purity(table),
+            "cluster_purity": cluster_purity(table),
+            "phone_entropy": entropy(table.sum(axis=1)),
+            "phone_given_unit": phone_given_unit(table),
+            "unit_given_phone": unit_given_phone(table),
+        }
+        if self.hits is not None:
+            hits, prior = self.hits
+            values["held_out_accuracy"] = float(hits @ weight) / max(1.0, n_frames)
+            values["held_out_prior"] = float(prior @ weight) / max(1.0, n_frames)
+        values |= boundary_scores(*(self.boundaries * weight[:, None]).sum(axis=0).tolist())
+        values["units_per_second"] = runs.sum() / seconds
+        values["bitrate"] = n_frames / seconds * entropy(table.sum(axis=0))
+        values["bitrate_merged"] = runs.sum() / seconds * entropy(runs)
+        return values
+
+
+def _count(
     units: list[np.ndarray],
     labels: list[np.ndarray],
     folds: np.ndarray | None,
-    boundary_counts: np.ndarray,
+    boundaries: np.ndarray,
     n_units: int,
     n_phones: int,
     frame_rate: float,
-    draws: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Each measure on all utterances (first) and on each draw of them: [1 + draws] by name.
-
-    boundary_counts is [utterances, 3]: hits, found, true. draws is [n, utterances]: how often
-    each utterance stands in a resample.
-    """
-    weights = np.concatenate([np.ones((1, len(units)), dtype=np.int64), draws])
-    # Frames that count, with their cell in the table and the utterance they are from.
+) -> _Counts:
+    """Counts of the frames that have a label; -1 is left out."""
     known = [frames >= 0 for frames in labels]
     joined = np.concatenate([u[k] for u, k in zip(units, known, strict=True)]).astype(np.int64)
     phones = np.concatenate([f[k] for f, k in zip(labels, known, strict=True)])
@@ -507,45 +277,24 @@ def _samples(
         for u, k in zip(units, known, strict=True)
     ]
     run = np.concatenate(starts)
+    return _Counts(
+        cells=_Tally.of(utterance, phones * n_units + joined, n_phones * n_units),
+        runs=_Tally.of(utterance[run], joined[run], n_units),
+        boundaries=boundaries,
+        hits=None if folds is None else held_out_hits(units, labels, folds, n_units, n_phones),
+        chance=chance_information(joined, phones, n_units, n_phones),
+        frame_rate=frame_rate,
+    )
 
-    # Equal cells of an utterance are counted once and for all; draws only add those up.
-    size = n_phones * n_units
-    keys, counts = np.unique(utterance * size + phones * n_units + joined, return_counts=True)
-    owner, cell = keys // size, keys % size
-    run_keys, run_counts = np.unique(utterance[run] * n_units + joined[run], return_counts=True)
-    run_owner, run_unit = run_keys // n_units, run_keys % n_units
 
-    chance = chance_information(joined, phones, n_units, n_phones)
-    hits = prior = None
-    if folds is not None:
-        hits, prior = held_out_hits(units, labels, folds, n_units, n_phones)
-
-    samples: dict[str, list[float]] = {}
-    for weight in weights:
-        table = np.bincount(cell, weights=counts * weight[owner], minlength=size)
-        table = table.reshape(n_phones, n_units)
-        runs = np.bincount(run_unit, weights=run_counts * weight[run_owner], minlength=n_units)
-        n_frames = table.sum()
-        seconds = n_frames / frame_rate or 1.0
-        values = {
-            "pnmi": pnmi(table),
-            "pnmi_adjusted": adjusted_pnmi(table, chance),
-            "phone_purity": phone_purity(table),
-            "cluster_purity": cluster_purity(table),
-            "phone_entropy": entropy(table.sum(axis=1)),
-            "phone_given_unit": phone_given_unit(table),
-            "unit_given_phone": unit_given_phone(table),
-        }
-        if hits is not None and prior is not None:
-            values["held_out_accuracy"] = float(hits @ weight) / max(1.0, n_frames)
-            values["held_out_prior"] = float(prior @ weight) / max(1.0, n_frames)
-        values |= boundary_scores(*(boundary_counts * weight[:, None]).sum(axis=0).tolist())
-        values["units_per_second"] = runs.sum() / seconds
-        values["bitrate"] = n_frames / seconds * entropy(table.sum(axis=0))
-        values["bitrate_merged"] = runs.sum() / seconds * entropy(runs)
-        for name, value in values.items():
-            samples.setdefault(name, []).append(float(value))
-    return {name: np.array(values) for name, values in samples.items()}
+def _with_intervals(counts: _Counts, draws: np.ndarray) -> dict[str, Measure]:
+    """Each measure; draws is [n, utterances]: how often each stands in a resample."""
+    value = counts.values(np.ones(len(counts.boundaries), dtype=np.int64))
+    resampled = [counts.values(draw) for draw in draws]
+    return {
+        name: _interval(float(value[name]), np.array([float(other[name]) for other in resampled]))
+        for name in value
+    }
 
 
 def _boundary_counts(
@@ -564,18 +313,25 @@ def _boundary_counts(
         found = change_times(unit, frame_rate, shift=shift).tolist()
         true = [time for time in phone_changes(filled).tolist() if time < end]
         if not silence:
-            found = _away_from_silence(found, filled, tolerance)
-            true = _away_from_silence(true, filled, tolerance)
+            found = away_from_silence(found, filled, tolerance)
+            true = away_from_silence(true, filled, tolerance)
         counts[i] = match_boundaries(found, true, tolerance), len(found), len(true)
     return counts
 
 
-def _interval(samples: np.ndarray) -> Measure:
-    value, resampled = float(samples[0]), samples[1:]
+def _interval(value: float, resampled: np.ndarray) -> Measure:
     if not len(resampled):
         return Measure(value, value, value)
     low, high = np.quantile(resampled, (0.025, 0.975)) - resampled.mean()
     return Measure(value, value + float(min(low, 0.0)), value + float(max(high, 0.0)))
+
+
+def _checked_size(units: list[np.ndarray], n_units: int | None) -> int:
+    """K: what was given, or the largest unit plus one."""
+    top = max(int(u.max(initial=0)) for u in units) + 1
+    if n_units is not None and top > n_units:
+        raise ValueError(f"unit {top - 1} is out of range; n_units is {n_units}.")
+    return n_units or top
 
 
 def _check(

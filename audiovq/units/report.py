@@ -17,7 +17,8 @@ from audiovq.pictures import new_figure, render, spectrogram_db
 from audiovq.segment import run_lengths
 from audiovq.units.abx import Abx
 from audiovq.units.alignments import SILENCE, Interval
-from audiovq.units.measures import Evaluation, Measure, fill_silence
+from audiovq.units.boundaries import fill_silence
+from audiovq.units.measures import Evaluation, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,14 +27,8 @@ from audiovq.units.alignments import Interval, find
 from audiovq.units.augment import CONDITIONS, SAMPLE_RATE, Wav, augment
 from audiovq.units.baselines import fit_kmeans, mfcc
 from audiovq.units.files import UnitFiles, find_audio, read_units, speakers_by_rule
-from audiovq.units.measures import (
-    Measure,
-    best_shift,
-    frame_labels,
-    held_out_hits,
-    phone_set,
-    speaker_folds,
-)
+from audiovq.units.information import frame_labels, held_out_hits, phone_set, speaker_folds
+from audiovq.units.measures import Measure, best_shift
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
