@@ -50,7 +50,7 @@ from numpy.lib import format as npy_format
 from audiovq.files import FileRefused, atomic_output, refuse_unreadable
 from audiovq.flatten import (
     checked_strides,
-    codes_per_frame,
+    codes_per_second,
     compact,
     count_codes,
     join_levels,
@@ -141,10 +141,14 @@ class Header:
         """Bits per second of the codes."""
         return self.codes_per_second * self.bits_per_code
 
+    def level_rate(self, level: int) -> float:
+        """Codes per second of one level, in Hz."""
+        return self.frame_rate / self.frames_per_code[level]
+
     @property
     def codes_per_second(self) -> float:
         """Codes per second of all levels."""
-        return self.frame_rate * codes_per_frame(self.frames_per_code)
+        return codes_per_second(self.sample_rate, self.hop_length, self.frames_per_code)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import reprlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from audiovq.flatten import LARGEST_STRIDE, checked_strides, codes_per_frame
+from audiovq.flatten import LARGEST_STRIDE, checked_strides, codes_per_second
 
 _MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "level_frames", "source_channels")
 SOURCE_SETTINGS = (
@@ -276,6 +276,10 @@ class ModelConfig:
         group = self.hop_length * self.group_frames
         return self.first_frame + -(-n_samples // group) * self.group_frames
 
+    def level_rate(self, level: int) -> float:
+        """Codes per second of one level, in Hz."""
+        return self.frame_rate / self.frames_per_code[level]
+
     def n_codes(self, level: int, n_samples: int) -> int:
         """Codes that a level has for so many samples."""
         return -(-n_samples // (self.hop_length * self.frames_per_code[level]))
@@ -337,7 +341,7 @@ class ModelConfig:
 
     def codes_per_second(self, n_q: int) -> float:
         """Codes per second of `n_q` levels: the tokens of a language model."""
-        return self.frame_rate * codes_per_frame(self.frames_per_code[:n_q])
+        return codes_per_second(self.sample_rate, self.hop_length, self.frames_per_code[:n_q])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":

@@ -12,6 +12,7 @@ That is the order in which language models read SNAC's codes (Siuzdak et al. 202
 first, then the finer ones that lie within it. Any number of frames has it, not whole groups alone.
 """
 
+import reprlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +36,7 @@ def checked_strides(level_strides: Sequence[int], n_levels: int) -> tuple[int, .
     if not fits or any(max(strides) % stride for stride in strides):
         raise ValueError(
             f"level_strides must be {n_levels} whole numbers in 1..{LARGEST_STRIDE}, one a level, "
-            f"each a divisor of the largest, not {str(list(strides))[:80]}."
+            f"each a divisor of the largest, not {reprlib.repr(list(strides))}."
         )
     return () if max(strides) == 1 else strides
 
@@ -45,10 +46,10 @@ def count_codes(n_frames: int, strides: Sequence[int]) -> int:
     return sum(-(-n_frames // stride) for stride in strides)
 
 
-def codes_per_frame(strides: Sequence[int]) -> float:
-    """Codes of a frame, on average."""
+def codes_per_second(sample_rate: int, hop_length: int, strides: Sequence[int]) -> float:
+    """Codes of a second of whole groups, exact but for the rounding of the result."""
     group = max(strides)
-    return sum(group // stride for stride in strides) / group
+    return sample_rate * count_codes(group, strides) / (hop_length * group)
 
 
 def compact(indices: np.ndarray, strides: Sequence[int]) -> np.ndarray:
@@ -107,7 +108,7 @@ def unflatten(
     n_q: int,
     cut: bool = False,
 ) -> np.ndarray:
-    """The inverse of `flatten`: codes int64 [n_q, T].
+    """The inverse of `flatten`: codes int64 [n_q, T], T whole codes of the finest level.
 
     cut: leave out an unfinished frame at the end, as where a language model stopped.
 

@@ -224,8 +224,7 @@ class AudioVQ(nn.Module):
 
         wav: [B, 1, N], N a multiple of hop_length.
         """
-        lookahead = self.config.lookahead
-        z = self.encoder.hear(F.pad(wav, (0, lookahead * self.config.hop_length)))[:, lookahead:]
+        z = self.encoder.hear(self._padded(wav))[:, self.config.first_frame :]
         assert isinstance(self.quantizer, SplitQuantizer)
         with torch.autocast(wav.device.type, enabled=False):
             one = torch.ones(len(wav), dtype=torch.int64, device=wav.device)
@@ -273,13 +272,13 @@ class AudioVQ(nn.Module):
 
     @torch.no_grad()
     def unit_vectors(self, wav: Tensor) -> Tensor:
-        """What level 0 quantizes [B, T, codebook_dim] of wav [B, 1, N], N a multiple of
-        hop_length."""
+        """What level 0 quantizes of wav [B, 1, N]: [B, T, codebook_dim], T the frames, or with
+        `level_strides` the units, of whole groups."""
         return self.quantizer.unit_vectors(self.latent(wav))
 
     @torch.no_grad()
     def units(self, wav: Tensor) -> Tensor:
-        """Level 0 [B, T] of wav [B, 1, N], N a multiple of hop_length, all items at once: those of
+        """Level 0 once, [B, T] as in `unit_vectors`, of wav [B, 1, N], all items at once: those of
         `encode` but for sums in another order."""
         vectors = self.unit_vectors(wav)
         codes = nearest(vectors.flatten(0, 1), self.quantizer.codebooks[0].vectors)
@@ -294,8 +293,7 @@ class AudioVQ(nn.Module):
         codes are the units, but for ties within float32 rounding. Raises `ValueError` as `encode`.
         """
         wav = as_wav(wav, self.device)
-        vectors = self.quantizer.unit_vectors(self.latent(wav))
-        vectors = vectors[:, : self.config.n_codes(0, wav.shape[2])]
+        vectors = self.unit_vectors(wav)[:, : self.config.n_codes(0, wav.shape[2])]
         table = self.quantizer.codebooks[0].vectors
         return torch.cdist(vectors, table.expand(len(vectors), -1, -1)) ** 2
 

@@ -154,7 +154,7 @@ class Quantized:
     units: Tensor
     """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients."""
     unit_vectors: Tensor
-    """What level 0 quantizes [B, T, codebook_dim]."""
+    """What level 0 quantizes [B, T / stride, codebook_dim]."""
     codes: Tensor
     """Indices [B, n_q, T]."""
     commitment: Tensor
@@ -263,7 +263,7 @@ class ResidualQuantizer(nn.Module):
         return Quantized(
             z_q=self.project_out(_straight_through(x, total)),
             units=_straight_through(x, first),
-            unit_vectors=x,
+            unit_vectors=pool(x.flatten(0, 1), self.strides[0]).unflatten(0, (len(x), -1)),
             codes=torch.stack(codes, dim=1),
             commitment=torch.stack(commitment),
             codebook_loss=codebook_loss,

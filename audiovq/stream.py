@@ -8,9 +8,9 @@ streams are the same blocks, and so give the same tokens. Where levels have seve
 is whole groups of the frames that share a code, and codes come group by group.
 
 Other shapes are used only where they are equal to the blocks, bit for bit, in every step, which is
-tried on the machine at hand before it is relied on: single groups for a live stream, which has one
-at a time (a frame, where all levels have the same rate), and several blocks at once for a long recording. Elsewhere a live stream computes the
-unfinished block anew with every frame, which costs more.
+tried on the machine at hand before it is relied on: single groups for a live stream (frames, where
+all levels have one rate), which has one at a time, and several blocks at once for a long recording.
+Elsewhere a live stream computes the unfinished block anew with every group, which costs more.
 
 More threads take runs of blocks side by side: a block depends on the receptive field before it and
 on nothing earlier, so a run that starts that much early, from silence, meets the state that the run
