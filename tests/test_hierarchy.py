@@ -34,7 +34,7 @@ def random_config(seed: int) -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="module", params=range(6))
+@pytest.fixture(scope="module", params=range(4))
 def model(request) -> AudioVQ:
     return started_model(random_config(request.param))
 
