@@ -168,11 +168,10 @@ def fit_price(model: AudioVQ, sources: Sequence[str | Path], units_per_second: f
 
 
 def unit_distances(model: AudioVQ, wav: Iterable[np.ndarray]) -> DistanceBlocks:
-    """Squared distances of the frames to the codes of level 0, for `segment`.
+    """Squared distances of frames, or groups of them, to the codes of level 0, for `segment`.
 
     wav: float32 [n] at the model's rate, in blocks of any lengths: the distances do not depend on
-    them. They are those of `AudioVQ.unit_distances` on the whole, but for rounding: with
-    `level_strides` one row a unit.
+    them. They are those of `AudioVQ.unit_distances` on the whole, but for rounding.
     """
     config, n_samples = model.config, 0
 
@@ -264,8 +263,8 @@ def decode_file(
         model.check_range(0, int(tokens.indices.max()))
     except ValueError as error:
         raise FileRefused(f"{source} does not fit the model {model.name}: {error}") from error
-    if tokens.level_strides:
-        _check_strides(model, tokens.level_strides, levels, str(source))
+    if tokens.npy_strides:
+        _check_strides(model, tokens.npy_strides, levels, str(source))
     levels = check_levels(n_q, levels, str(source))
     n_left = n_samples = header.n_samples if header else frames * model.config.hop_length
     stream, rate = model.stream(), model.config.sample_rate
@@ -304,9 +303,9 @@ def check_header(model: AudioVQ, header: Header, name: str) -> None:
     _check_strides(model, header.level_strides, header.n_q, name)
 
 
-def _check_strides(model: AudioVQ, strides: Sequence[int], levels: int, name: str) -> None:
+def _check_strides(model: AudioVQ, strides: tuple[int, ...], levels: int, name: str) -> None:
     has = model.header(levels, 0).level_strides
-    if tuple(strides) != has:
+    if strides != has:
         raise FileRefused(
             f"{name} says level_strides {list(strides)}, which {model.name} ({list(has)}) cannot "
             "have made; name the model that did with --model."
