@@ -1,13 +1,15 @@
 """Token files: `.npy`, plain and readable anywhere, and `.avq`, compact and checked.
 
-`.npy` holds a uint16 array [n_q, T] and nothing else. `.avq` is a bitstream of one of two forms,
-which the magic tells apart. A whole recording:
+`.npy` holds a uint16 array [n_q, T] and nothing else, or the levels of a model that has them at
+several rates (`npy_bytes`). `.avq` is a bitstream of one of two forms, which the magic tells apart.
+A whole recording:
 
     bytes   field
     4       magic "AVQ1" (the last character is the format's version)
     2       length of the header in bytes, big-endian
-    n       header, JSON in UTF-8: the fields of `Header`
-    m       codes, frame by frame, level by level, ceil(log2 K) bits each, zero bits to a byte
+    n       header, JSON in UTF-8: the fields of `Header`, of level_strides none when all are 1
+    m       codes, frame by frame, level by level, ceil(log2 K) bits each, zero bits to a byte; a
+            code of several frames at the first of them alone (`flatten`)
     4       CRC32 of all bytes before it, big-endian
 
 A live stream, whose length is not known when it begins (`StreamWriter`, `StreamReader`):
@@ -17,7 +19,8 @@ A live stream, whose length is not known when it begins (`StreamWriter`, `Stream
     2, n    length and header as above, but for n_samples, which is 0
     4       CRC32 of all bytes before it
     then any number of chunks:
-    2       number of frames in the chunk, 1 .. 65535, big-endian
+    2       number of frames in the chunk, 1 .. 65535, big-endian; but for the last chunk, a
+            multiple of the largest of level_strides
     m       codes of these frames, packed as above, zero bits to a byte
     4       CRC32 of all bytes before it, from the start of the stream
     and the end:
@@ -36,7 +39,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -45,6 +48,14 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from audiovq.files import FileRefused, atomic_output, refuse_unreadable
+from audiovq.flatten import (
+    checked_strides,
+    codes_per_second,
+    compact,
+    count_codes,
+    join_levels,
+    spread,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +96,8 @@ class Header:
     n_samples: int
     """Samples of the audio, at `sample_rate`, up to 2^48; ceil(n_samples / hop_length) frames. 0
     while a live stream goes on."""
+    level_strides: tuple[int, ...] = ()
+    """Frames that a code of each level stands for, up to 32; empty when all are 1."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _LIMITS.items():
@@ -100,6 +113,13 @@ class Header:
                     f"{name} must be text of at most {_LONGEST_TEXT} characters, not "
                     f"{_short(value)}."
                 )
+        strides = checked_strides(self.level_strides, self.n_q)
+        object.__setattr__(self, "level_strides", strides)
+
+    @property
+    def frames_per_code(self) -> tuple[int, ...]:
+        """`level_strides`, all 1 written out."""
+        return self.level_strides or (1,) * self.n_q
 
     @property
     def n_frames(self) -> int:
@@ -119,7 +139,16 @@ class Header:
     @property
     def bitrate(self) -> float:
         """Bits per second of the codes."""
-        return self.frame_rate * self.n_q * self.bits_per_code
+        return self.codes_per_second * self.bits_per_code
+
+    def level_rate(self, level: int) -> float:
+        """Codes per second of one level, in Hz."""
+        return self.frame_rate / self.frames_per_code[level]
+
+    @property
+    def codes_per_second(self) -> float:
+        """Codes per second of all levels."""
+        return codes_per_second(self.sample_rate, self.hop_length, self.frames_per_code)
 
 
 @dataclass(frozen=True)
@@ -130,6 +159,14 @@ class Codes:
     """int64 [B, n_q, T], each in 0 .. codebook_size - 1. Row 0 of an item are its units."""
     lengths: tuple[int, ...]
     """Samples of each item. Item b's frames are its first ceil(lengths[b] / hop_length)."""
+    level_strides: tuple[int, ...] = ()
+    """Frames that a code of each level stands for, in each of which it stands; empty: all 1."""
+
+    @property
+    def levels(self) -> "list[Tensor]":
+        """The codes of each level once, int64 [B, ceil(T / stride)]."""
+        strides = self.level_strides or (1,) * self.indices.shape[1]
+        return [self.indices[:, level, ::stride] for level, stride in enumerate(strides)]
 
 
 @dataclass(frozen=True)
@@ -143,6 +180,19 @@ class Tokens:
     indices: np.ndarray
     header: Header | None = None
     broken: str | None = None
+    npy_strides: tuple[int, ...] = ()
+    """The level_strides that a `.npy` has without a header."""
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Frames that a code of each level stands for; empty when all are 1."""
+        return self.npy_strides if self.header is None else self.header.level_strides
+
+    @property
+    def levels(self) -> list[np.ndarray]:
+        """The codes of each level once, uint16 [ceil(T / stride)]."""
+        strides = self.level_strides or (1,) * len(self.indices)
+        return [row[::stride] for row, stride in zip(self.indices, strides)]
 
 
 @dataclass(frozen=True)
@@ -168,24 +218,47 @@ class Format:
         return f".{self.name}"
 
 
-def write_npy(path: str | Path, indices: np.ndarray, *, overwrite: bool = False) -> None:
-    """Write codes [n_q, T] as a plain uint16 array that `numpy.load` reads anywhere."""
+def write_npy(
+    path: str | Path,
+    indices: np.ndarray,
+    *,
+    level_strides: Sequence[int] = (),
+    overwrite: bool = False,
+) -> None:
+    """Write codes [n_q, T] as `npy_bytes` has them."""
+    data = npy_bytes(indices, level_strides)
     with atomic_output(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        file.write(npy_bytes(indices))
+        file.write(data)
 
 
-def npy_bytes(indices: np.ndarray) -> bytes:
-    """Codes [n_q, T] as the bytes of a `.npy` file."""
-    buffer = io.BytesIO()
-    np.save(buffer, _as_uint16(indices), allow_pickle=False)
+def npy_bytes(indices: np.ndarray, level_strides: Sequence[int] = ()) -> bytes:
+    """Codes [n_q, T] as the bytes of a `.npy` file that `numpy.load` reads anywhere.
+
+    Where all level_strides are 1, which is also meant by none, it is a plain uint16 array [n_q, T].
+    Otherwise it is one record, whose fields are `n_frames`, `level_strides` [n_q] and the codes of
+    each level once, `level0` and so on: `numpy.load("speech.npy")["level0"]` are the units.
+    """
+    codes, buffer = _as_uint16(indices), io.BytesIO()
+    strides = checked_strides(level_strides, len(codes))
+    if strides:
+        compact(codes, strides)  # refuses codes that the record would not keep
+        n_frames = codes.shape[1]
+        levels = [row[::stride] for row, stride in zip(codes, strides)]
+        codes = np.array((n_frames, strides, *levels), _npy_record(n_frames, strides))
+    np.save(buffer, codes, allow_pickle=False)
     return buffer.getvalue()
+
+
+def _npy_record(n_frames: int, strides: Sequence[int]) -> np.dtype:
+    levels = [(f"level{i}", "<u2", (-(-n_frames // stride),)) for i, stride in enumerate(strides)]
+    return np.dtype([("n_frames", "<u8"), ("level_strides", "<u2", (len(strides),)), *levels])
 
 
 def read_npy(path: str | Path) -> Tokens:
     """Read a `.npy` token file.
 
-    Accepts any unsigned or signed integer array [n_q, T], or units [T], with values in 0..65535.
-    Raises `FileRefused` for anything else, pickled files included.
+    Accepts any unsigned or signed integer array [n_q, T], or units [T], with values in 0..65535,
+    and the record of `npy_bytes`. Raises `FileRefused` for anything else, pickled files included.
     """
     return _unpack_npy(_read_bytes(path), str(path))
 
@@ -277,15 +350,22 @@ class StreamWriter:
         self.header = replace(header, n_samples=0)
         self._file = file
         self._crc = 0
+        self._group = max(self.header.frames_per_code)
+        self._ended = False  # within a group
         self._write(STREAM_MAGIC + _pack_header(self.header))
 
     def write(self, indices: np.ndarray) -> None:
-        """Send codes [n_q, T]; of T = 0, nothing."""
+        """Send codes [n_q, T]; of T = 0, nothing. Only the last ones may end within a group of the
+        coarsest level's frames."""
         codes = _as_uint16(indices)
         if len(codes) != self.header.n_q:
             raise ValueError(f"codes have {len(codes)} levels; the header says {self.header.n_q}.")
-        for start in range(0, codes.shape[1], 0xFFFF):
-            part = codes[:, start : start + 0xFFFF]
+        if self._ended and codes.size:
+            raise ValueError(f"codes follow some that ended within a group of {self._group}.")
+        self._ended |= codes.shape[1] % self._group > 0
+        step = 0xFFFF // self._group * self._group
+        for start in range(0, codes.shape[1], step):
+            part = codes[:, start : start + step]
             self._write(struct.pack(">H", part.shape[1]) + _pack_codes(part, self.header))
 
     def end(self, n_samples: int) -> None:
@@ -333,10 +413,12 @@ class StreamReader:
         self.header = _unpack_header(head, name)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        n_frames = 0
+        n_frames, strides = 0, self.header.frames_per_code
         try:
             while n_new := struct.unpack(">H", self._read(2))[0]:
-                n_bits = n_new * self.header.n_q * self.header.bits_per_code
+                if n_frames % max(strides):
+                    raise _damaged(self._name)
+                n_bits = count_codes(n_new, strides) * self.header.bits_per_code
                 packed = self._read(-(-n_bits // 8))
                 self._check()
                 codes = _unpack_codes(packed, n_new, self.header, self._name)
@@ -380,7 +462,10 @@ def _damaged(name: str) -> FileRefused:
 
 
 def _pack_header(header: Header) -> bytes:
-    head = json.dumps(asdict(header), separators=(",", ":")).encode()
+    values = asdict(header)
+    if not header.level_strides:
+        del values["level_strides"]  # as in files from before there was any
+    head = json.dumps(values, separators=(",", ":")).encode()
     return struct.pack(">H", len(head)) + head
 
 
@@ -401,21 +486,22 @@ def _pack_codes(codes: np.ndarray, header: Header) -> bytes:
     parts = []
     step = _frames_at_once(header)
     for start in range(0, codes.shape[1], step):
-        some = codes[:, start : start + step]
-        bits = (some.T[..., None] >> shifts) & 1  # [T, n_q, bits]
+        some = compact(codes[:, start : start + step], header.frames_per_code)
+        bits = (some[:, None] >> shifts) & 1
         parts.append(np.packbits(bits.astype(bool)).tobytes())
     return b"".join(parts)
 
 
 def _frames_at_once(header: Header) -> int:
-    """A multiple of 8, so that each part is whole bytes."""
-    return 8 * max(1, _PACKED_AT_ONCE // (8 * header.n_q))
+    """Eight groups or a multiple of them, so that each part is whole bytes."""
+    groups = 8 * max(header.frames_per_code)
+    return groups * max(1, _PACKED_AT_ONCE // (groups * header.n_q))
 
 
 def _unpack_codes(data: bytes | memoryview, n_frames: int, header: Header, name: str) -> np.ndarray:
     """The inverse of `_pack_codes`: uint16 [n_q, n_frames]."""
-    packed = np.frombuffer(data, dtype=np.uint8)
-    n_bits = n_frames * header.n_q * header.bits_per_code
+    packed, strides = np.frombuffer(data, dtype=np.uint8), header.frames_per_code
+    n_bits = count_codes(n_frames, strides) * header.bits_per_code
     if len(packed) != -(-n_bits // 8):
         raise _damaged(name)
     weights = 1 << np.arange(header.bits_per_code - 1, -1, -1, dtype=np.int64)
@@ -423,9 +509,10 @@ def _unpack_codes(data: bytes | memoryview, n_frames: int, header: Header, name:
     step = _frames_at_once(header)
     for start in range(0, n_frames, step):
         part = codes[:, start : start + step]
-        first = start * header.n_q * header.bits_per_code // 8
-        bits = np.unpackbits(packed[first:], count=part.size * header.bits_per_code)
-        part[:] = (bits.reshape(-1, header.bits_per_code) @ weights).reshape(-1, header.n_q).T
+        first = count_codes(start, strides) * header.bits_per_code // 8
+        n_codes = count_codes(part.shape[1], strides)
+        bits = np.unpackbits(packed[first:], count=n_codes * header.bits_per_code)
+        part[:] = spread(bits.reshape(-1, header.bits_per_code) @ weights, part.shape[1], strides)
     if codes.max(initial=0) >= header.codebook_size:
         raise _damaged(name)
     return codes
@@ -467,6 +554,8 @@ def _unpack_npy(data: bytes, name: str, *, keep_broken: bool = False) -> Tokens:
     start = file.tell()
     if dtype.hasobject:  # pickled
         raise _foreign(name)
+    if dtype.names:
+        return _unpack_npy_record(data[start:], shape, dtype, name)
     if len(shape) == 1:
         shape = (1, *shape)  # units alone are level 0
     if len(shape) != 2 or dtype.kind not in "iu" or min(shape) < 0:
@@ -486,6 +575,25 @@ def _unpack_npy(data: bytes, name: str, *, keep_broken: bool = False) -> Tokens:
     return Tokens(array.astype(np.uint16, order="C"))
 
 
+def _unpack_npy_record(data: bytes, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Tokens:
+    try:
+        if shape or len(data) != dtype.itemsize:
+            raise ValueError
+        record = np.frombuffer(data, dtype)[0]
+        n_frames, strides = int(record["n_frames"]), tuple(record["level_strides"].tolist())
+        if not checked_strides(strides, len(strides)) or dtype != _npy_record(n_frames, strides):
+            raise ValueError
+        levels = [record[f"level{level}"] for level in range(len(strides))]
+        indices = join_levels(levels, n_frames, strides)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise FileRefused(
+            f"{name} holds records that are not tokens, or is cut short; encode the audio again."
+        ) from error
+    if not n_frames:
+        raise FileRefused(f"{name} holds no tokens.")
+    return Tokens(indices.astype(np.uint16), npy_strides=strides)
+
+
 def _as_uint16(indices: np.ndarray) -> np.ndarray:
     array = np.asarray(indices)
     if array.ndim != 2 or array.dtype.kind not in "iu":
@@ -501,7 +609,7 @@ _KINDS = (
         magic=_NPY_MAGIC,
         noun="a plain .npy array",
         about="a plain array",
-        pack=lambda indices, header: npy_bytes(indices),
+        pack=lambda indices, header: npy_bytes(indices, header.level_strides),
         unpack=_unpack_npy,
     ),
     Format(

@@ -6,6 +6,8 @@ import reprlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from audiovq.flatten import LARGEST_STRIDE, checked_strides, codes_per_second
+
 _MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "level_frames", "source_channels")
 SOURCE_SETTINGS = (
     "source_channels",
@@ -35,6 +37,7 @@ MOST = {
     "pitch_blocks": 256,
     "crossover": 384_000,
     "n_codebooks": 256,
+    "level_strides": LARGEST_STRIDE,
     "codebook_size": 1 << 16,
     "codebook_dim": 1 << 14,
     "block_frames": 1 << 12,
@@ -105,6 +108,10 @@ class ModelConfig:
     """How codebooks learn: "ema" (moving averages) or "gradient" (the codebook loss of VQ-VAE)."""
     unit_level: str = "split"
     """Where level 0 stands: "split" beside the residual stack, or "residual", its first level."""
+    level_strides: tuple[int, ...] = ()
+    """Frames that a code of each level stands for, one number a level: 1 for a code every frame, 4
+    for one every fourth. A coarse level quantizes the mean of its frames. Each divides the largest,
+    and that one block_frames. Empty when all are 1."""
     block_frames: int = 16
     """Frames that the encoder computes at once. Tokens are exact for any cutting of the input
     because every computation has this one shape."""
@@ -115,6 +122,8 @@ class ModelConfig:
             if isinstance(value, list):  # from JSON or TOML
                 object.__setattr__(self, field.name, tuple(value))
         self._check_types()
+        strides = checked_strides(self.level_strides, self.n_codebooks)
+        object.__setattr__(self, "level_strides", strides)  # one spelling, one fingerprint
         if not len(self.strides) == len(self.channels) == len(self.encoder_blocks) >= 1:
             raise ValueError(
                 "strides, channels and encoder_blocks must be lists of one length, not "
@@ -155,6 +164,11 @@ class ModelConfig:
             raise ValueError(
                 f"block_frames times the hop must be at most {MOST_BLOCK} samples, not "
                 f"{self.block_frames * self.hop_length}."
+            )
+        if self.block_frames % self.group_frames:
+            raise ValueError(
+                f"block_frames must be a multiple of the largest of level_strides "
+                f"({self.group_frames}), not {self.block_frames}."
             )
         if self.codebook not in ("ema", "gradient"):
             raise ValueError(
@@ -201,9 +215,10 @@ class ModelConfig:
                         f"{field.name} must be a list of whole numbers >= {least}, "
                         f"not {reprlib.repr(value)}."
                     )
-                if len(value) > MOST_STRIDES:
+                limit = self.n_codebooks if field.name == "level_strides" else MOST_STRIDES
+                if len(value) > limit:
                     raise ValueError(
-                        f"{field.name} must have at most {MOST_STRIDES} numbers, not {len(value)}."
+                        f"{field.name} must have at most {limit} numbers, not {len(value)}."
                     )
             elif type(value) is not str:
                 raise ValueError(f"{field.name} must be text, not {reprlib.repr(value)}.")
@@ -229,12 +244,50 @@ class ModelConfig:
 
     @property
     def delay(self) -> int:
-        """Algorithmic delay of encode plus decode, in samples: hop, lookahead and overlap."""
-        return self.hop_length * (1 + self.lookahead + self.overlap_frames)
+        """Algorithmic delay of encode plus decode, in samples: a group, lookahead and overlap."""
+        return self.hop_length * (self.group_frames + self.lookahead + self.overlap_frames)
+
+    @property
+    def frames_per_code(self) -> tuple[int, ...]:
+        """`level_strides`, all 1 written out."""
+        return self.level_strides or (1,) * self.n_codebooks
+
+    @property
+    def group_frames(self) -> int:
+        """Frames of a group, which have one code of the coarsest level; 1 when all have one."""
+        return max(self.frames_per_code)
+
+    @property
+    def first_frame(self) -> int:
+        """The encoder's frame whose code is that of frame 0: as many are dropped.
+
+        The lookahead, rounded up to whole groups, so that those of the codes are whole groups of
+        the encoder's blocks too."""
+        return -(-self.lookahead // self.group_frames) * self.group_frames
+
+    @property
+    def lead(self) -> int:
+        """Frames of silence that the encoder hears before the signal, for `first_frame`."""
+        return self.first_frame - self.lookahead
+
+    def encoder_frames(self, n_samples: int) -> int:
+        """Frames that the encoder computes of so many samples: before `first_frame`, and whole
+        groups."""
+        group = self.hop_length * self.group_frames
+        return self.first_frame + -(-n_samples // group) * self.group_frames
+
+    def level_rate(self, level: int) -> float:
+        """Codes per second of one level, in Hz."""
+        return self.frame_rate / self.frames_per_code[level]
+
+    def n_codes(self, level: int, n_samples: int) -> int:
+        """Codes that a level has for so many samples."""
+        return -(-n_samples // (self.hop_length * self.frames_per_code[level]))
 
     @property
     def receptive_field(self) -> int:
-        """Samples of the input that can move one frame's codes, its lookahead included."""
+        """Samples of the input that can move one frame's codes, its lookahead and the frames that
+        share a code with it included."""
         samples, rate = 0, 1  # rate: samples per step of the layer at hand
         for index, (stride, blocks) in enumerate(zip(self.strides, self.encoder_blocks)):
             samples += (self.taps(index) - 1) * stride * rate
@@ -243,7 +296,8 @@ class ModelConfig:
         spectrum = self.spectrum_size - 1 - self.hop_length // 2  # its window begins with a zero
         last = self.encoder_blocks[-1] * (self.kernel_size - 1) * self.hop_length
         level = max(0, self.level_frames - 1) * self.hop_length
-        return max(samples, spectrum + last + level) + self.hop_length * (1 + self.lookahead)
+        ahead = self.hop_length * (self.group_frames + self.lookahead)
+        return max(samples, spectrum + last + level) + ahead
 
     @property
     def source_delay(self) -> int:
@@ -283,7 +337,11 @@ class ModelConfig:
 
     def bitrate(self, n_q: int) -> float:
         """Bits per second of `n_q` levels."""
-        return self.frame_rate * n_q * max(1, (self.codebook_size - 1).bit_length())
+        return self.codes_per_second(n_q) * max(1, (self.codebook_size - 1).bit_length())
+
+    def codes_per_second(self, n_q: int) -> float:
+        """Codes per second of `n_q` levels: the tokens of a language model."""
+        return codes_per_second(self.sample_rate, self.hop_length, self.frames_per_code[:n_q])
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -306,6 +364,7 @@ class ModelConfig:
         values = asdict(self)
         for name in SOURCE_SETTINGS:
             del values[name]
-        if not self.level_frames:
-            del values["level_frames"]
+        for name in ("level_frames", "level_strides"):
+            if not values[name]:
+                del values[name]
         return json.dumps(values, indent=2)

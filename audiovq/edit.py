@@ -30,7 +30,8 @@ def from_tokens(tokens: Tokens, config: ModelConfig) -> Codes:
     n_samples = tokens.indices.shape[1] * config.hop_length
     if tokens.header is not None:
         n_samples = tokens.header.n_samples
-    return Codes(torch.from_numpy(tokens.indices.astype(np.int64))[None], (n_samples,))
+    indices = torch.from_numpy(tokens.indices.astype(np.int64))[None]
+    return Codes(indices, (n_samples,), tokens.level_strides)
 
 
 def replace(

@@ -19,7 +19,7 @@ class CodebookHealth:
     """How one codebook was used over a window of many frames."""
 
     n_frames: int
-    """Frames counted."""
+    """Codes counted: frames, or with level_strides groups of them."""
     size: int
     """Codes of the codebook, K."""
     active: int
@@ -77,6 +77,6 @@ def count_codes(paths: Iterable[str | Path], size: int) -> np.ndarray:
             raise ValueError(f"{path} holds code {largest}; give the codebooks' --size.")
         missing = len(tokens.indices) - len(counts)
         counts = np.pad(counts, ((0, max(0, missing)), (0, 0)))
-        for level, codes in enumerate(tokens.indices):
+        for level, codes in enumerate(tokens.levels):
             counts[level] += np.bincount(codes, minlength=counts.shape[1])
     return counts

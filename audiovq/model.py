@@ -112,13 +112,14 @@ class AudioVQ(nn.Module):
         lengths = [n_samples] * batch if lengths is None else [int(length) for length in lengths]
         if len(lengths) != batch or not all(1 <= length <= n_samples for length in lengths):
             raise ValueError(f"lengths must be {batch} numbers in 1..{n_samples}, not {lengths}.")
+        strides = self.config.level_strides[:n_q]
         if self.device.type != "cpu":
             check_types(self.state_dict())
-            return Codes(self._encode_batch(wav, lengths, n_q), tuple(lengths))
+            return Codes(self._encode_batch(wav, lengths, n_q), tuple(lengths), strides)
         items = [self._encode_one(item[None, :, :n], n_q) for item, n in zip(wav, lengths)]
         n_frames = max(item.shape[2] for item in items)
         indices = torch.cat([F.pad(item, (0, n_frames - item.shape[2])) for item in items])
-        return Codes(indices, tuple(lengths))
+        return Codes(indices, tuple(lengths), strides)
 
     @torch.no_grad()
     def _encode_batch(self, wav: Tensor, lengths: list[int], n_q: int) -> Tensor:
@@ -127,13 +128,14 @@ class AudioVQ(nn.Module):
         samples = torch.tensor(lengths, device=wav.device)[:, None, None]
         n_frames = -(-max(lengths) // hop)
         wav = wav.masked_fill(torch.arange(wav.shape[2], device=wav.device) >= samples, 0.0)
-        wav = F.pad(wav, (0, (n_frames + config.lookahead) * hop - wav.shape[2]))
+        wav = self._padded(wav)
         searches = [Search(table, pack=False) for table in self.quantizer.tables()[:n_q]]
         state, codes = self.encoder.initial_state(len(wav)), []
-        for piece in wav.split(BATCH_FRAMES * hop, dim=2):
+        group = hop * config.group_frames
+        for piece in wav.split(max(1, BATCH_FRAMES * hop // group) * group, dim=2):
             z, state = self.encoder(piece, state)
             codes.append(self.quantizer.encode(z, searches))
-        indices = torch.cat(codes, dim=2)[:, :, config.lookahead :]
+        indices = torch.cat(codes, dim=2)[:, :, config.first_frame :][:, :, :n_frames]
         starts = torch.arange(n_frames, device=wav.device) * hop
         return indices.masked_fill(starts >= samples, 0)
 
@@ -203,9 +205,8 @@ class AudioVQ(nn.Module):
         quantize: False passes the quantizer by, for the first part of a training.
         """
         config, batch = self.config, len(wav)
-        padded = F.pad(wav, (0, config.lookahead * config.hop_length))
-        z, _ = self.encoder(padded, self.encoder.initial_state(batch))
-        z = z[:, config.lookahead :].float()  # [B, T, D]
+        n_frames = wav.shape[2] // config.hop_length
+        z = self._latent(wav)  # [B, T, D]
         quantized = None
         with torch.autocast(wav.device.type, enabled=False):
             if quantize:
@@ -215,16 +216,15 @@ class AudioVQ(nn.Module):
                 z_q, units = quantized.z_q, quantized.units
             else:
                 z_q, units = self.quantizer.bypass(z)
-        wav, pitch = self._decode(z_q)
-        return Output(wav, units, quantized, pitch)
+        wav, pitch = self._decode(z_q[:, :n_frames])
+        return Output(wav, units[:, :n_frames], quantized, pitch)
 
     def hear(self, wav: Tensor) -> Quantized:
         """The units' part of `forward`, where they share no layer with the sound (`level_frames`).
 
         wav: [B, 1, N], N a multiple of hop_length.
         """
-        lookahead = self.config.lookahead
-        z = self.encoder.hear(F.pad(wav, (0, lookahead * self.config.hop_length)))[:, lookahead:]
+        z = self.encoder.hear(self._padded(wav))[:, self.config.first_frame :]
         assert isinstance(self.quantizer, SplitQuantizer)
         with torch.autocast(wav.device.type, enabled=False):
             one = torch.ones(len(wav), dtype=torch.int64, device=wav.device)
@@ -255,21 +255,30 @@ class AudioVQ(nn.Module):
 
     @torch.no_grad()
     def latent(self, wav: Tensor) -> Tensor:
-        """The latent of wav [B, 1, N], N a multiple of hop_length: [B, T, D], or with
-        `unit_blocks` [B, T, 2 * D]; see `Encoder`."""
-        padded = F.pad(wav, (0, self.config.lookahead * self.config.hop_length))
-        z, _ = self.encoder(padded, self.encoder.initial_state(len(wav)))
-        return z[:, self.config.lookahead :].float()
+        """The latent of wav [B, 1, N]: [B, T, D], or with `unit_blocks` [B, T, 2 * D]; see
+        `Encoder`. T are the frames of N samples, in whole groups."""
+        return self._latent(wav)
+
+    def _latent(self, wav: Tensor) -> Tensor:
+        z, _ = self.encoder(self._padded(wav), self.encoder.initial_state(len(wav)))
+        return z[:, self.config.first_frame :].float()
+
+    def _padded(self, wav: Tensor) -> Tensor:
+        """Sound with the silence around it of which the encoder makes whole groups of frames."""
+        config, n_samples = self.config, wav.shape[2]
+        lead = config.lead * config.hop_length
+        whole = config.encoder_frames(n_samples) * config.hop_length
+        return F.pad(wav, (lead, whole - lead - n_samples))
 
     @torch.no_grad()
     def unit_vectors(self, wav: Tensor) -> Tensor:
-        """What level 0 quantizes [B, T, codebook_dim] of wav [B, 1, N], N a multiple of
-        hop_length."""
+        """What level 0 quantizes of wav [B, 1, N]: [B, T, codebook_dim], T the frames, or with
+        `level_strides` the units, of whole groups."""
         return self.quantizer.unit_vectors(self.latent(wav))
 
     @torch.no_grad()
     def units(self, wav: Tensor) -> Tensor:
-        """Level 0 [B, T] of wav [B, 1, N], N a multiple of hop_length, all items at once: those of
+        """Level 0 once, [B, T] as in `unit_vectors`, of wav [B, 1, N], all items at once: those of
         `encode` but for sums in another order."""
         vectors = self.unit_vectors(wav)
         codes = nearest(vectors.flatten(0, 1), self.quantizer.codebooks[0].vectors)
@@ -278,15 +287,15 @@ class AudioVQ(nn.Module):
     @entry
     @torch.no_grad()
     def unit_distances(self, wav: Tensor | np.ndarray) -> Tensor:
-        """Squared distances [B, T, K] of the frames of wav [B, 1, N] to the codes of level 0.
+        """Squared distances [B, T, K] of wav [B, 1, N] to the codes of level 0.
 
-        The nearest codes are the units, but for ties within float32 rounding. Raises `ValueError`
-        as `encode`.
+        T are the frames, or with `level_strides` the units, one of so many frames. The nearest
+        codes are the units, but for ties within float32 rounding. Raises `ValueError` as `encode`.
         """
         wav = as_wav(wav, self.device)
-        z = self.latent(F.pad(wav, (0, -wav.shape[2] % self.config.hop_length)))
-        vectors = self.quantizer.unit_vectors(z)
-        return torch.cdist(vectors, self.quantizer.codebooks[0].vectors.expand(len(z), -1, -1)) ** 2
+        vectors = self.unit_vectors(wav)[:, : self.config.n_codes(0, wav.shape[2])]
+        table = self.quantizer.codebooks[0].vectors
+        return torch.cdist(vectors, table.expand(len(vectors), -1, -1)) ** 2
 
     def check_n_q(self, n_q: int | None) -> int:
         """`n_q`, or all levels when it is None. Raises `ValueError` when it is out of range."""
@@ -309,6 +318,7 @@ class AudioVQ(nn.Module):
             codebook_size=self.config.codebook_size,
             n_q=n_q,
             n_samples=n_samples,
+            level_strides=self.config.level_strides[:n_q],
         )
 
     @staticmethod

@@ -12,6 +12,10 @@ Frame t's code is frame t + lookahead of the encoder's output, so the caller dro
 caller sends as many frames of code -1, which stand for no sound, after the end and drops as many
 frames of samples at the start. `OnnxModel` does both. `config.json` beside the
 graphs has these numbers.
+
+With `level_strides` codes stand in all their frames, in as well as out. The caller sends `lead`
+frames of silence before the signal and drops them too, so that the groups of `group_frames` frames
+lie within the blocks, and fills up the last group with silence.
 """
 
 import json
@@ -157,6 +161,8 @@ def export_onnx(model: AudioVQ, folder: str | Path, *, overwrite: bool = False) 
         "config": asdict(config),
         "hop_length": config.hop_length,
         "overlap_frames": config.overlap_frames,
+        "lead": config.lead,
+        "group_frames": config.group_frames,
     }
     with atomic_output(folder / ONNX_CONFIG_FILE, overwrite=overwrite) as temporary:
         temporary.write_text(json.dumps(text, indent=2) + "\n")
@@ -176,6 +182,9 @@ class OnnxModel:
         self.config = numbers["config"]
         self.hop_length: int = numbers["hop_length"]
         self.overlap_frames: int = numbers["overlap_frames"]
+        # Graphs from before there were several rates do not say these.
+        self.lead: int = numbers.get("lead", 0)
+        self.group_frames: int = numbers.get("group_frames", 1)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -186,13 +195,16 @@ class OnnxModel:
 
     def encode(self, wav: np.ndarray) -> np.ndarray:
         """Samples float32 [n] -> codes int64 [n_codebooks, T], T = ceil(n / hop)."""
-        hop, lookahead = self.hop_length, self.config["lookahead"]
+        hop, first = self.hop_length, self.lead + self.config["lookahead"]
         block = self.config["block_frames"] * hop
-        n_frames = -(-len(wav) // hop) + lookahead
-        wav = np.pad(wav, (0, -(-n_frames * hop // block) * block - len(wav))).astype(np.float32)
+        n_frames = -(-len(wav) // hop)
+        n_whole = -(-n_frames // self.group_frames) * self.group_frames
+        n_samples = -(-(first + n_whole) * hop // block) * block
+        wav = np.pad(wav.astype(np.float32), (self.lead * hop, 0))
+        wav = np.pad(wav, (0, n_samples - len(wav)))
         pieces = wav.reshape(-1, 1, 1, block)
         codes = np.concatenate(list(_run(self.encoder, pieces)), axis=2)
-        return codes[0, :, lookahead:n_frames]
+        return codes[0, :, first : first + n_frames]
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes [n_codebooks, T] -> samples float32 [T * hop]."""

@@ -5,7 +5,7 @@ the codebooks' space, quantizes it in levels, and projects the sum of the chosen
 
 van den Oord et al. 2017 (VQ-VAE); Razavi et al. 2019 (EMA with Laplace smoothing); Zeghidour et
 al. 2021 (residual levels, quantizer dropout); Defossez et al. 2024 (units beside the residual
-stack).
+stack); Siuzdak et al. 2024 (levels at several rates).
 """
 
 from collections.abc import Sequence
@@ -154,7 +154,7 @@ class Quantized:
     units: Tensor
     """Vectors of level 0 [B, T, codebook_dim], with straight-through gradients."""
     unit_vectors: Tensor
-    """What level 0 quantizes [B, T, codebook_dim]."""
+    """What level 0 quantizes [B, T / stride, codebook_dim]."""
     codes: Tensor
     """Indices [B, n_q, T]."""
     commitment: Tensor
@@ -169,16 +169,24 @@ class ResidualQuantizer(nn.Module):
     """Levels of codebooks, each on what the ones before it left over.
 
     [B, T, dim] -> `codebook_dim` -> n levels -> [B, T, dim].
+
+    A level of stride s quantizes the mean of what is left over of each s frames, and its vector is
+    taken from all of them; the levels after it have what makes the frames differ. The mean is the
+    vector that is nearest to its frames, it is causal but for the frames of the group, and it has
+    nothing to learn. T is whole groups of the coarsest level, and codes stand in all their frames.
+
+    strides: of the levels.
     """
 
-    def __init__(self, config: ModelConfig, n_codebooks: int) -> None:
+    def __init__(self, config: ModelConfig, strides: Sequence[int]) -> None:
         super().__init__()
+        self.strides = tuple(strides)
         dim = config.channels[-1]
         self.project_in = nn.Linear(dim, config.codebook_dim)
         self.project_out = nn.Linear(config.codebook_dim, dim)
         kind = EMACodebook if config.codebook == "ema" else GradientCodebook
         self.codebooks: Sequence[EMACodebook | GradientCodebook] = nn.ModuleList(  # type: ignore[assignment]
-            kind(config.codebook_size, config.codebook_dim) for _ in range(n_codebooks)
+            kind(config.codebook_size, config.codebook_dim) for _ in strides
         )
 
     def tables(self) -> list[Tensor]:
@@ -189,8 +197,8 @@ class ResidualQuantizer(nn.Module):
         """Latent [B, T, dim] -> indices [B, n_q, T], n_q = len(searches)."""
         residual = self.project_in(z).flatten(0, 1)  # [B * T, codebook_dim]
         codes = []
-        for level, search in enumerate(searches):
-            indices = search.nearest(residual)
+        for level, (search, stride) in enumerate(zip(searches, self.strides)):
+            indices = _repeat(search.nearest(pool(residual, stride)), stride)
             if level + 1 < len(searches):
                 residual = residual - F.embedding(indices, search.table)
             codes.append(indices)
@@ -207,20 +215,21 @@ class ResidualQuantizer(nn.Module):
         return self.project_out(torch.stack(vectors).sum(dim=0))
 
     def unit_vectors(self, z: Tensor) -> Tensor:
-        """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""
-        return self.project_in(z)
+        """z [B, T, dim] -> the vectors [B, T / stride, codebook_dim] that level 0 quantizes."""
+        return pool(self.project_in(z).flatten(0, 1), self.strides[0]).unflatten(0, (len(z), -1))
 
     def vectors(self, z: Tensor) -> list[Tensor]:
-        """What the first level of each residual stack quantizes: here there is one stack."""
+        """What each residual stack quantizes, [B, T, codebook_dim]: here there is one."""
         return [self.project_in(z)]
 
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
         """k-means start of every level, each on what the one before leaves of z [B, T, dim]."""
         residual = self.project_in(z.float()).flatten(0, 1)
-        for codebook in self.codebooks:
-            codebook.start(residual)
-            residual = residual - codebook.vectors[nearest(residual, codebook.vectors)]
+        for codebook, stride in zip(self.codebooks, self.strides):
+            x = pool(residual, stride)
+            codebook.start(x)
+            residual = residual - _repeat(codebook.vectors[nearest(x, codebook.vectors)], stride)
 
     def bypass(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, T, dim] through the projections alone: an autoencoder without codes."""
@@ -237,24 +246,24 @@ class ResidualQuantizer(nn.Module):
         residual, total, first = x, torch.zeros_like(x), x
         codes, commitment, resets = [], [], []
         codebook_loss = x.new_zeros(())
-        for level, codebook in enumerate(self.codebooks):
-            flat = residual.flatten(0, 1)
+        for level, (codebook, stride) in enumerate(zip(self.codebooks, self.strides)):
+            flat = pool(residual.flatten(0, 1), stride)  # [B * T / stride, codebook_dim]
             table = codebook.vectors
             indices = nearest(flat.detach(), table.detach())
-            chosen = F.embedding(indices, table).view_as(x)
-            error = (residual - chosen.detach()).square().mean(dim=(1, 2))  # [B]
+            chosen = F.embedding(indices, table)
+            error = (flat - chosen.detach()).square().unflatten(0, (len(x), -1)).mean(dim=(1, 2))
             commitment.append((error * keep[level]).mean())
-            codebook_loss = codebook_loss + codebook.loss(flat, chosen.flatten(0, 1))
+            codebook_loss = codebook_loss + codebook.loss(flat, chosen)
             resets.append(codebook.update(flat.detach(), indices) if self.training else 0)
-            chosen = chosen.detach()
+            chosen = _repeat(chosen.detach(), stride).view_as(x)
             total = total + chosen * keep[level, :, None, None]
             residual = residual - chosen
-            codes.append(indices.view(x.shape[:2]))
+            codes.append(_repeat(indices, stride).view(x.shape[:2]))
             first = chosen if level == 0 else first
         return Quantized(
             z_q=self.project_out(_straight_through(x, total)),
             units=_straight_through(x, first),
-            unit_vectors=x,
+            unit_vectors=pool(x.flatten(0, 1), self.strides[0]).unflatten(0, (len(x), -1)),
             codes=torch.stack(codes, dim=1),
             commitment=torch.stack(commitment),
             codebook_loss=codebook_loss,
@@ -271,8 +280,8 @@ class SplitQuantizer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_parts = 2 if config.unit_blocks else 1
-        self.units = ResidualQuantizer(config, 1)
-        self.acoustic = ResidualQuantizer(config, config.n_codebooks - 1)
+        self.units = ResidualQuantizer(config, config.frames_per_code[:1])
+        self.acoustic = ResidualQuantizer(config, config.frames_per_code[1:])
 
     @property
     def codebooks(self) -> list[EMACodebook | GradientCodebook]:
@@ -308,11 +317,11 @@ class SplitQuantizer(nn.Module):
         return z_q + self.acoustic.decode(codes[:, 1:], tables[1:], n_q - 1) * heard
 
     def unit_vectors(self, z: Tensor) -> Tensor:
-        """z [B, T, dim] -> the vectors [B, T, codebook_dim] that level 0 quantizes."""
+        """z [B, T, dim] -> the vectors [B, T / stride, codebook_dim] that level 0 quantizes."""
         return self.units.unit_vectors(self._parts(z)[0])
 
     def vectors(self, z: Tensor) -> list[Tensor]:
-        """What level 0 quantizes and what level 1 does, [B, T, codebook_dim] each."""
+        """What each residual stack quantizes, [B, T, codebook_dim]: the units and the sound."""
         z_units, z_acoustic = self._parts(z)
         return [self.units.project_in(z_units), self.acoustic.project_in(z_acoustic)]
 
@@ -350,7 +359,24 @@ def make_quantizer(config: ModelConfig) -> ResidualQuantizer | SplitQuantizer:
     """The quantizer that `config.unit_level` names."""
     if config.unit_level == "split":
         return SplitQuantizer(config)
-    return ResidualQuantizer(config, config.n_codebooks)
+    return ResidualQuantizer(config, config.frames_per_code)
+
+
+def pool(x: Tensor, stride: int) -> Tensor:
+    """The mean of each `stride` rows of x: [M, D] -> [M / stride, D].
+
+    Row by row, so that no library chooses an order of the sum by the shape.
+    """
+    rows = x.unflatten(0, (-1, stride))
+    total = rows[:, 0]
+    for row in range(1, stride):
+        total = total + rows[:, row]
+    return total / stride if stride > 1 else total
+
+
+def _repeat(x: Tensor, stride: int) -> Tensor:
+    """Each row of x `stride` times: [M, ...] -> [M * stride, ...]."""
+    return torch.stack([x] * stride, dim=1).flatten(0, 1)
 
 
 class Search:

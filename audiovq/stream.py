@@ -4,12 +4,13 @@ Floating-point sums depend on their order, and the order may depend on the shape
 and on the number of threads that share them. So the encoder computes on one thread, and in blocks
 of one shape, `block_frames` frames. A block that is not full yet is filled up with silence, which
 cannot reach the frames before it; only a full block moves the state. Whole files, chunks and live
-streams are the same blocks, and so give the same tokens.
+streams are the same blocks, and so give the same tokens. Where levels have several rates, a block
+is whole groups of the frames that share a code, and codes come group by group.
 
 Other shapes are used only where they are equal to the blocks, bit for bit, in every step, which is
-tried on the machine at hand before it is relied on: single frames for a live stream, which has one
-at a time, and several blocks at once for a long recording. Elsewhere a live stream computes the
-unfinished block anew with every frame, which costs more.
+tried on the machine at hand before it is relied on: single groups for a live stream (frames, where
+all levels have one rate), which has one at a time, and several blocks at once for a long recording.
+Elsewhere a live stream computes the unfinished block anew with every group, which costs more.
 
 More threads take runs of blocks side by side: a block depends on the receptive field before it and
 on nothing earlier, so a run that starts that much early, from silence, meets the state that the run
@@ -36,7 +37,7 @@ from audiovq.config import ModelConfig
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.layers import State, can_pack, packed
 from audiovq.network import Decoder, Encoder
-from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer
+from audiovq.quantize import ResidualQuantizer, Search, SplitQuantizer, pool
 from audiovq.weights import kept
 
 LONG_PIECE = 4
@@ -75,6 +76,7 @@ class _Engine:
             can = can_pack(self.tables[0])
             self.encoder = packed(model.encoder) if can else copy.deepcopy(model.encoder)
         self.block = model.config.block_frames * model.config.hop_length  # samples
+        self.group = model.config.group_frames * model.config.hop_length  # samples
         self.warm_up = -(-model.config.receptive_field // self.block)  # blocks
 
     def encode_pieces(
@@ -195,8 +197,9 @@ class _Engine:
 
     @cached_property
     def takes_single_frames(self) -> bool:
-        """Whether frame by frame gives the numbers of a block at once, bit for bit, here."""
-        return self._is_exact(self.block, self.config.hop_length)
+        """Whether group by group (frame by frame, where all levels have the same rate) gives the
+        numbers of a block at once, bit for bit, here."""
+        return self._is_exact(self.block, self.group)
 
     @cached_property
     def takes_long_pieces(self) -> bool:
@@ -229,7 +232,9 @@ class _Engine:
         def compute(wav: Tensor, state: State) -> tuple[list[Tensor], State]:
             z, state = self.encoder(wav, state)
             vectors = [x.flatten(0, 1) for x in self.quantizer.vectors(z)]
-            return [z, *vectors, self.searches[0].scores(vectors[0])], state
+            strides = sorted(set(self.config.frames_per_code))
+            scores = [self.searches[0].scores(pool(vectors[0], stride)) for stride in strides]
+            return [z, *vectors, *scores], state
 
         with torch.inference_mode(), _one_thread():
             whole, state_of_whole = compute(noise, self.initial_encoder_state)
@@ -281,27 +286,34 @@ class Stream:
     def __init__(self, model: Codec, n_q: int) -> None:
         self._engine = engine = _engine(model)
         self._n_q = n_q
-        self._encoder_state = engine.initial_encoder_state
-        # Samples of the block that is not full yet.
-        self._pending = torch.zeros(1, 1, 0, dtype=torch.float32, device=engine.device)
-        # Of the pending block's frames, those sent already. The first frames of a signal count as
-        # sent: code t is that of encoder frame t + lookahead, which has seen frame t's lookahead.
-        self._sent = engine.config.lookahead
-        self._n_samples = 0  # received by encode
+        self._start_encoder()
         self._decoder_state = engine.initial_decoder_state
         self._n_frames = 0  # received by decode
+
+    def _start_encoder(self) -> None:
+        config = self._engine.config
+        self._encoder_state = self._engine.initial_encoder_state
+        # Samples of the block that is not full yet.
+        lead = config.lead * config.hop_length
+        self._pending = torch.zeros(1, 1, lead, dtype=torch.float32, device=self._engine.device)
+        # Of the pending block's frames, those sent already. The first frames of a signal count as
+        # sent: code t is that of encoder frame t + lookahead, which has seen frame t's lookahead,
+        # and later by the lead.
+        self._sent = config.first_frame
+        self._n_samples = 0  # received by encode
 
     @entry
     def encode(self, wav: Tensor | np.ndarray) -> Tensor:
         """Take samples [1, 1, n], n >= 0; return the codes int64 [1, n_q, T] known by now.
 
-        Frame t is known when sample (t + 1 + lookahead) * hop - 1 has come. Samples are of the
-        types and in the range of `AudioVQ.encode`; `ValueError` refuses others.
+        Frame t is known when sample (t + 1 + lookahead) * hop - 1 has come; with `level_strides`,
+        when that holds of all frames of its group. Samples are of the types and in the range of
+        `AudioVQ.encode`; `ValueError` refuses others.
         """
         codes = self._full_blocks(self._checked(wav))
-        if self._pending.shape[2] >= self._engine.config.hop_length:
+        if self._pending.shape[2] >= self._engine.group:
             single = self._engine.takes_single_frames
-            codes += self._single_frames() if single else self._partial_block()
+            codes += self._single_groups() if single else self._partial_block()
         return torch.cat([*codes, self._no_codes()], dim=2)
 
     @entry
@@ -315,15 +327,17 @@ class Stream:
 
         The stream is as new afterwards.
         """
-        hop = self._engine.config.hop_length
-        n_frames = -(-self._n_samples // hop) + self._engine.config.lookahead
-        n_missing = n_frames * hop - self._n_samples if self._n_samples else 0
-        codes = self._full_blocks(self._pending.new_zeros(1, 1, n_missing)) + self._partial_block()
-        self._encoder_state = self._engine.initial_encoder_state
-        self._pending = self._pending[:, :, :0]
-        self._sent = self._engine.config.lookahead
-        self._n_samples = 0
-        return torch.cat([*codes, self._no_codes()], dim=2)
+        config, hop = self._engine.config, self._engine.config.hop_length
+        codes, n_beyond = [], 0
+        if self._n_samples:
+            whole = config.encoder_frames(self._n_samples)
+            n_missing = (whole - config.lead) * hop - self._n_samples
+            n_beyond = whole - config.first_frame - -(-self._n_samples // hop)
+            codes = self._full_blocks(self._pending.new_zeros(1, 1, n_missing))
+            codes += self._partial_block()
+        self._start_encoder()
+        due = torch.cat([*codes, self._no_codes()], dim=2)
+        return due[:, :, : due.shape[2] - n_beyond]
 
     @entry
     def decode(self, codes: Tensor | np.ndarray) -> Tensor:
@@ -427,22 +441,22 @@ class Stream:
         n_early, self._sent = self._sent, 0
         return [codes[:, :, n_early:]]
 
-    def _single_frames(self) -> list[Tensor]:
-        """The codes of the complete frames of a block that is not full; they move the state."""
-        hop = self._engine.config.hop_length
-        n_complete = self._pending.shape[2] // hop * hop
+    def _single_groups(self) -> list[Tensor]:
+        """The codes of the complete groups of a block that is not full; they move the state."""
+        group, frames = self._engine.group, self._engine.config.group_frames
+        n_complete = self._pending.shape[2] // group * group
         if not n_complete:
             return []
         codes, self._encoder_state = self._engine.encode_pieces(
-            self._take(n_complete).split(hop, dim=2), self._encoder_state, self._n_q
+            self._take(n_complete).split(group, dim=2), self._encoder_state, self._n_q
         )
-        n_early, self._sent = self._sent, max(0, self._sent - len(codes))
-        return codes[n_early:]
+        n_early, self._sent = self._sent, max(0, self._sent - len(codes) * frames)
+        return codes[n_early // frames :]
 
     def _partial_block(self) -> list[Tensor]:
         """The same codes from a block filled up with silence; the state stays where it was."""
         n_samples = self._pending.shape[2]
-        n_complete = n_samples // self._engine.config.hop_length
+        n_complete = n_samples // self._engine.group * self._engine.config.group_frames
         if n_complete <= self._sent:
             return []
         block = F.pad(self._pending, (0, self._engine.block - n_samples))

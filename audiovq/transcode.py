@@ -11,6 +11,7 @@ import torch
 
 from audiovq.audio import AudioInfo, AudioReader, audio_writer
 from audiovq.codes import FORMATS, Header, Tokens, format_of, read_tokens, unpack_tokens
+from audiovq.config import ModelConfig
 from audiovq.files import (
     STDIO,
     FileRefused,
@@ -131,7 +132,7 @@ def segment_file(
     reader = AudioReader(source, model.config.sample_rate)
     distances = unit_distances(model, _watched(reader, progress))
     segments = run_lengths(segment(distances, price))
-    write_segments(target, segments, frame_rate=model.config.frame_rate, overwrite=overwrite)
+    write_segments(target, segments, frame_rate=model.config.level_rate(0), overwrite=overwrite)
     seconds = reader.n_samples / reader.sample_rate
     return Transcoded(reader.source, (1, len(segments)), seconds, Path(target).stat().st_size)
 
@@ -162,39 +163,49 @@ def fit_price(model: AudioVQ, sources: Sequence[str | Path], units_per_second: f
             refused = error
     if not heard and refused is not None:
         raise refused
-    price = price_for_rate(heard, units_per_second, frame_rate=model.config.frame_rate)
+    price = price_for_rate(heard, units_per_second, frame_rate=model.config.level_rate(0))
     return float(f"{price:.4g}")
 
 
 def unit_distances(model: AudioVQ, wav: Iterable[np.ndarray]) -> DistanceBlocks:
-    """Squared distances of the frames to the codes of level 0, for `segment`.
+    """Squared distances of frames, or groups of them, to the codes of level 0, for `segment`.
 
     wav: float32 [n] at the model's rate, in blocks of any lengths: the distances do not depend on
     them. They are those of `AudioVQ.unit_distances` on the whole, but for rounding.
     """
+    config, n_samples = model.config, 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal n_samples
+        for block in wav:
+            n_samples += len(block)
+            yield block
+
     state, buffer = model.encoder.initial_state(1), io.BytesIO()  # arrays would litter the heap
     with torch.no_grad():
-        for piece in _pieces(wav, model):
+        for piece in _pieces(counted(), config):
             samples = torch.from_numpy(piece)[None, None].to(model.device)
             z, state = model.encoder(samples, state)
             buffer.write(model.quantizer.unit_vectors(z).float().cpu().numpy().tobytes())
         table = model.quantizer.codebooks[0].vectors.cpu().numpy()
     vectors = np.frombuffer(buffer.getbuffer(), dtype=np.float32).reshape(-1, table.shape[1])
-    return DistanceBlocks(vectors[model.config.lookahead :], table)
+    first = config.first_frame // config.frames_per_code[0]
+    return DistanceBlocks(vectors[first : first + config.n_codes(0, n_samples)], table)
 
 
-def _pieces(wav: Iterable[np.ndarray], model: AudioVQ) -> Iterator[np.ndarray]:
-    """The samples in pieces of whole frames, with silence for the lookahead at the end."""
-    hop = model.config.hop_length
-    size = ENCODE_FRAMES * hop
-    n_samples, pending = 0, np.zeros(0, dtype=np.float32)
+def _pieces(wav: Iterable[np.ndarray], config: ModelConfig) -> Iterator[np.ndarray]:
+    """The samples in pieces of whole groups of frames, with the silence around them."""
+    hop = config.hop_length
+    size = max(1, ENCODE_FRAMES // config.group_frames) * config.group_frames * hop
+    n_samples, pending = 0, np.zeros(config.lead * hop, dtype=np.float32)
     for block in wav:
         n_samples += len(block)
         pending = np.concatenate([pending, block])
         while len(pending) >= size:
             yield pending[:size]
             pending = pending[size:]
-    pending = np.pad(pending, (0, -n_samples % hop + model.config.lookahead * hop))
+    n_missing = (config.encoder_frames(n_samples) - config.lead) * hop - n_samples
+    pending = np.pad(pending, (0, n_missing))
     for start in range(0, len(pending), size):
         yield pending[start : start + size]
 
@@ -242,7 +253,7 @@ def decode_file(
     """
     if str(target) != STDIO:
         refuse_existing(target, overwrite=overwrite)
-    tokens = _read(source, model.config.frame_rate, keep_broken=keep_broken)
+    tokens = _read(source, model.config, keep_broken=keep_broken)
     header = tokens.header
     if header is not None:
         check_header(model, header, str(source))
@@ -252,6 +263,8 @@ def decode_file(
         model.check_range(0, int(tokens.indices.max()))
     except ValueError as error:
         raise FileRefused(f"{source} does not fit the model {model.name}: {error}") from error
+    if tokens.npy_strides:
+        _check_strides(model, tokens.npy_strides, levels, str(source))
     levels = check_levels(n_q, levels, str(source))
     n_left = n_samples = header.n_samples if header else frames * model.config.hop_length
     stream, rate = model.stream(), model.config.sample_rate
@@ -287,6 +300,16 @@ def check_header(model: AudioVQ, header: Header, name: str) -> None:
                 f"{name} says {field} {says}, which {model.name} ({has}) cannot have made; "
                 "encode the audio again."
             )
+    _check_strides(model, header.level_strides, header.n_q, name)
+
+
+def _check_strides(model: AudioVQ, strides: tuple[int, ...], levels: int, name: str) -> None:
+    has = model.header(levels, 0).level_strides
+    if strides != has:
+        raise FileRefused(
+            f"{name} says level_strides {list(strides)}, which {model.name} ({list(has)}) cannot "
+            "have made; name the model that did with --model."
+        )
 
 
 def check_levels(n_q: int | None, levels: int, name: str) -> int:
@@ -298,7 +321,7 @@ def check_levels(n_q: int | None, levels: int, name: str) -> int:
     return n_q
 
 
-def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens:
+def _read(source: str | Path, config: ModelConfig, *, keep_broken: bool) -> Tokens:
     """The tokens in any of the forms that `decode_file` takes."""
     suffix = Path(source).suffix.lower()
     if str(source) == STDIO:
@@ -314,7 +337,7 @@ def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens
     else:
         return read_tokens(source, keep_broken=keep_broken)
     if suffix == SEGMENT_SUFFIX or text.startswith(SEGMENT_COLUMNS[0]):
-        units = expand(parse_segments(text, source, frame_rate=frame_rate))
+        units = expand(parse_segments(text, source, frame_rate=config.frame_rate))
     else:
         try:
             units = from_text(text)
@@ -322,6 +345,7 @@ def _read(source: str | Path, frame_rate: float, *, keep_broken: bool) -> Tokens
             raise FileRefused(f"{source} is not units as text: {error}") from error
         if not len(units):
             raise FileRefused(f"{source} holds no units.")
+        units = np.repeat(units, config.frames_per_code[0])
     return Tokens(units.astype(np.uint16)[None])
 
 

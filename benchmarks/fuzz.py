@@ -200,15 +200,26 @@ def _arrays(folder: Path) -> tuple[list[bytes], Any]:
         file = io.BytesIO()
         np.save(file, array)
         others.append(file.getvalue())
-    return [npy_bytes(codes), *others], read_tokens
+    return [npy_bytes(codes), npy_bytes(_coarse(), (2, 4, 1)), *others], read_tokens
+
+
+def _coarse() -> np.ndarray:
+    """Codes of 8 frames that stand for 2, 4 and 1 of them."""
+    return np.arange(24).reshape(3, 8) // np.array([[2], [4], [1]]) % 7
 
 
 def _packed(folder: Path) -> tuple[list[bytes], Any]:
     from audiovq.codes import Header, pack_avq, read_tokens
 
+    coarse = pack_avq(_coarse(), Header("m", "f", 16_000, 320, 7, 3, 2_500, (2, 4, 1)))
     return [
-        pack_avq(np.arange(24).reshape(3, 8) % size, Header("m", "f", 16_000, 320, size, 3, 2_500))
-        for size in (1, 2, 7, 65_536)
+        coarse,
+        *(
+            pack_avq(
+                np.arange(24).reshape(3, 8) % size, Header("m", "f", 16_000, 320, size, 3, 2_500)
+            )
+            for size in (1, 2, 7, 65_536)
+        ),
     ], read_tokens
 
 
@@ -223,7 +234,12 @@ def _live_tokens(folder: Path) -> tuple[list[bytes], Any]:
             writer.write(np.arange(24).reshape(3, 8)[:, start : start + chunk] % 7)
         writer.end(2_500)
         seeds.append(file.getvalue())
-    return seeds, read_tokens
+    file = io.BytesIO()
+    writer = StreamWriter(file, Header("m", "f", 16_000, 320, 7, 3, 0, (2, 4, 1)))
+    for start in (0, 4):
+        writer.write(_coarse()[:, start : start + 4])
+    writer.end(2_500)
+    return [*seeds, file.getvalue()], read_tokens
 
 
 @functools.cache

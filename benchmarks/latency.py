@@ -61,7 +61,7 @@ def main() -> None:
         rows.append([name, *(f"{number:.2f}" for number in numbers)])
     print(machine.table(["ms", "median", "99 %", "maximum", "mean"], rows))
     hop = 1000 * config.hop_length / config.sample_rate
-    parts = (hop, hop * config.lookahead, hop * config.overlap_frames)
+    parts = (hop * config.group_frames, hop * config.lookahead, hop * config.overlap_frames)
     print(
         f"algorithmic delay: {sum(parts):g} ms = {parts[0]:g} ms frame + {parts[1]:g} ms lookahead "
         f"+ {parts[2]:g} ms overlap of the synthesis windows"

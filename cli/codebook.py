@@ -78,7 +78,7 @@ def _facts(level: int, health: "CodebookHealth") -> dict[str, Any]:
 
 
 def _print_table(healths: "list[CodebookHealth]", n_files: int) -> None:
-    table = Table(title=f"{n_files} files, {healths[0].n_frames} frames")
+    table = Table(title=f"{n_files} files, {max(h.n_frames for h in healths)} frames")
     for column in ("level", "active", "share", "perplexity", "entropy, bits", "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right")
     for level, health in enumerate(healths):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audiovq.codes import FORMATS, TOKEN_SUFFIXES
+from audiovq.flatten import count_codes
 from audiovq.segment import SEGMENT_SUFFIX, check_price
 
 from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
@@ -17,6 +18,7 @@ from .work import Done, OnProgress, work
 
 if TYPE_CHECKING:
     from audiovq import AudioVQ
+    from audiovq.config import ModelConfig
     from audiovq.transcode import Transcoded
 
 
@@ -193,14 +195,14 @@ class _Converter:
             overwrite=overwrite,
             progress=on_progress,
         )
-        return _of_tokens(source, target, done, self.codec.config.bitrate(done.shape[0]))
+        return _of_tokens(source, target, done, self.codec.config)
 
 
 def is_whole(codec: "AudioVQ", target: str, n_q: int | None) -> bool:
     """Whether a file is what this command would write with this model, as far as it says.
 
-    `.avq` says its model and has a checksum; `.npy` has as many levels and no code that the model
-    has not; segments can be read.
+    `.avq` says its model and has a checksum; `.npy` has as many levels at the same rates and no
+    code that the model has not; segments can be read.
     """
     from audiovq.codes import read_tokens
     from audiovq.files import FileRefused
@@ -215,6 +217,7 @@ def is_whole(codec: "AudioVQ", target: str, n_q: int | None) -> bool:
     levels, header = len(tokens.indices), tokens.header
     return (
         levels == codec.check_n_q(n_q)
+        and tokens.level_strides == codec.header(levels, 0).level_strides
         and int(tokens.indices.max()) < codec.config.codebook_size
         and (header is None or header.fingerprint == codec.fingerprint)
     )
@@ -226,9 +229,12 @@ def _of_segments(source: str, target: str, done: "Transcoded") -> Done:
     return _done(source, target, done, what, {"segments": n_segments})
 
 
-def _of_tokens(source: str, target: str, done: "Transcoded", bitrate: float) -> Done:
+def _of_tokens(source: str, target: str, done: "Transcoded", config: "ModelConfig") -> Done:
     levels, frames = done.shape
-    what = f"{levels} x {frames} tokens, {bitrate / 1000:g} kbit/s"
+    bitrate, counted = config.bitrate(levels), f"{levels} x {frames} tokens"
+    if config.level_strides:
+        counted = f"{count_codes(frames, config.frames_per_code[:levels])} tokens, {levels} levels"
+    what = f"{counted}, {bitrate / 1000:g} kbit/s"
     return _done(source, target, done, what, {"n_q": levels, "frames": frames, "bitrate": bitrate})
 
 

@@ -1,6 +1,7 @@
 """`audiovq info`: what a token file or a model is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,12 +56,18 @@ def _token_facts(source: str, model: str) -> dict[str, Any]:
 
     tokens = read_tokens(source)
     levels, frames = tokens.indices.shape
-    facts: dict[str, Any] = {"file": source, "n_q": levels, "frames": frames}
+    n_tokens = sum(len(codes) for codes in tokens.levels)
+    facts: dict[str, Any] = {"file": source, "n_q": levels, "frames": frames, "tokens": n_tokens}
+    if tokens.level_strides:
+        facts["level_strides"] = list(tokens.level_strides)
     if tokens.header is None:
         codec = load_model(model)
+        header = codec.header(levels, 0)
+        if tokens.level_strides:
+            header = replace(header, level_strides=tokens.level_strides)
         return facts | {
             "duration_s": frames / codec.config.frame_rate,
-            "bitrate": codec.config.bitrate(levels),
+            "bitrate": header.bitrate,
             "model": f"not said in .npy; as {codec.name} has it",
         }
     header = tokens.header
@@ -88,8 +95,12 @@ def _model_facts(source: str) -> dict[str, Any]:
         "codebooks": config.n_codebooks,
         "codebook_size": config.codebook_size,
         "bitrate": config.bitrate(config.n_codebooks),
+        "tokens_per_second": config.codes_per_second(config.n_codebooks),
         "receptive_field_s": config.receptive_field / rate,
         "latency_ms": 1000 * config.delay / rate,
     }
+    if config.level_strides:
+        facts["level_strides"] = list(config.level_strides)
+        facts["level_rates"] = [config.level_rate(level) for level in range(config.n_codebooks)]
     card = {name: value for name, value in codec.card.items() if name != "name"}
     return facts | {f"card_{name}" if name in facts else name: card[name] for name in card}

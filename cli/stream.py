@@ -201,9 +201,13 @@ def _pipe(source: BinaryIO) -> Iterator[BinaryIO]:
         raise FileRefused("the program that reads the output has ended.") from error
 
 
+def _group(config: "ModelConfig") -> str:
+    return "frame" if config.group_frames == 1 else "group of frames"
+
+
 def _say_latency(config: "ModelConfig", report: "LiveReport", half: str) -> None:
     parts = {
-        "encode": {"frame": 1, "lookahead": config.lookahead},
+        "encode": {_group(config): config.group_frames, "lookahead": config.lookahead},
         "decode": {"overlap of the synthesis windows": config.overlap_frames},
     }
     hop = 1000 / config.frame_rate

@@ -216,7 +216,7 @@ def report_command(
         encoded,
         phones,
         name=codec.name,
-        frame_rate=codec.config.frame_rate,
+        frame_rate=codec.config.level_rate(level),
         codebook_size=codec.config.codebook_size,
         level=level,
         speakers=speakers,
@@ -312,8 +312,7 @@ def merge_command(
 
     def convert(source: str, target: str, on_progress: OnProgress) -> Done:
         refuse_existing(target, overwrite=force)
-        unit, header = read_unit_file(source, level=level, frame_rate=frame_rate)
-        rate = header.frame_rate if header is not None else frame_rate
+        unit, rate, _ = read_unit_file(source, level=level, frame_rate=frame_rate)
         segments = run_lengths(unit)
         write_segments(target, segments, frame_rate=rate, overwrite=force)
         line = f"{source} -> {target}: {len(segments)} segments of {len(unit)} frames"

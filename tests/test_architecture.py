@@ -17,6 +17,7 @@ WINGS = {"training", "quality", "units", "exploration", "lm", "corpus"}
 CORE = [
     {
         "files",
+        "flatten",
         "config",
         "distortions",
         "hearing",

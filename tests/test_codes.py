@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,7 +74,9 @@ def test_files_give_back_what_was_written(tmp_path, rng, codebook_size, n_q, n_s
 
 
 def test_avq_takes_ten_bits_for_a_code_of_1024(codes):
-    head = len(json.dumps(HEADER.__dict__, separators=(",", ":")))
+    fields = HEADER.__dict__.copy()
+    assert fields.pop("level_strides") == ()  # is not written, so that old readers read the file
+    head = len(json.dumps(fields, separators=(",", ":")))
     assert len(pack_avq(codes, HEADER)) == 4 + 2 + head + -(-codes.size * 10 // 8) + 4
 
 
@@ -83,6 +86,107 @@ def test_the_first_bits_are_the_first_code_by_hand():
     # Frame 0 is 101 010, frame 1 is 001 111: 1010 1000 1111 0000.
     assert data[-6:-4] == bytes([0b10101000, 0b11110000])
     assert data[-4:] == struct.pack(">I", zlib.crc32(data[:-4]))
+
+
+def test_a_code_of_several_frames_stands_at_the_first_of_them_by_hand():
+    header = Header("m", "f", 16_000, 320, 8, 2, 5 * 320, (2, 1))
+    data = pack_avq(np.array([[5, 5, 2, 2, 1], [1, 7, 4, 0, 3]]), header)
+    # 101 001, 111, 010 100, 000, 001 011: 1010 0111 1010 1000 0000 1011.
+    assert data[-7:-4] == bytes([0b10100111, 0b10101000, 0b00001011])
+    assert header.codes_per_second == 75.0
+    assert header.bitrate == 225.0
+
+
+STRIDES = [(1, 2), (2, 4, 1), (4, 4, 2), (8, 1, 2, 4, 1), (3, 6), (32, 1)]
+
+
+@pytest.fixture(params=STRIDES)
+def strides(request):
+    return request.param
+
+
+def coarse(header: Header, rng: np.random.Generator) -> np.ndarray:
+    """Codes that stand in all their frames."""
+    rows = codes_like(header, rng)
+    return np.stack([np.repeat(r[::s], s)[: len(r)] for r, s in zip(rows, header.level_strides)])
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 5, 32, 97, 4_001])
+def test_levels_at_several_rates_come_back_from_every_format(strides, n_frames, rng):
+    header = Header("m", "f", 16_000, 320, 1000, len(strides), n_frames * 320 - 7, strides)
+    codes = coarse(header, rng)
+    for kind in FORMATS.values():
+        tokens = kind.unpack(kind.pack(codes, header), "a")
+        np.testing.assert_array_equal(tokens.indices, codes)
+        assert tokens.level_strides == strides
+        for level, stride, row in zip(tokens.levels, strides, codes):
+            np.testing.assert_array_equal(level, row[::stride])
+    live = live_stream(codes, header, header.n_samples, chunk=3 * max(strides))
+    tokens = unpack_avq(live)
+    np.testing.assert_array_equal(tokens.indices, codes)
+    assert tokens.header == header
+
+
+def test_nothing_is_written_twice(strides, rng):
+    header = Header("m", "f", 16_000, 320, 1024, len(strides), 320 * 1_000, strides)
+    codes = coarse(header, rng)
+    n_codes = sum(-(-1_000 // stride) for stride in strides)
+    data = pack_avq(codes, header)
+    (n_head,) = struct.unpack(">H", data[4:6])
+    assert len(data) == 4 + 2 + n_head + -(-10 * n_codes // 8) + 4
+    assert len(npy_bytes(codes, strides)) <= 2 * n_codes + 8 + 2 * len(strides) + 512
+
+
+def test_numpy_reads_levels_by_their_names(tmp_path):
+    codes = np.array([[5, 5, 2], [1, 7, 4]])
+    write_npy(tmp_path / "a.npy", codes, level_strides=(2, 1))
+    record = np.load(tmp_path / "a.npy", allow_pickle=False)
+    assert record["level0"].tolist() == [5, 2]
+    assert record["level1"].tolist() == [1, 7, 4]
+
+
+def test_codes_that_change_within_their_frames_are_refused():
+    header = Header("m", "f", 16_000, 320, 8, 2, 640, (2, 1))
+    for kind in FORMATS.values():
+        with pytest.raises(ValueError, match="level 0 change within their 2 frames"):
+            kind.pack(np.array([[5, 1], [2, 7]]), header)
+
+
+def test_a_live_stream_ends_within_a_group_only_at_its_end():
+    header = Header("m", "f", 16_000, 320, 8, 1, 0, (4,))
+    writer = StreamWriter(io.BytesIO(), header)
+    writer.write(np.zeros((1, 4), np.uint16))
+    writer.write(np.zeros((1, 2), np.uint16))
+    writer.write(np.zeros((1, 0), np.uint16))
+    with pytest.raises(ValueError, match="within a group of 4"):
+        writer.write(np.zeros((1, 4), np.uint16))
+    flat = live_stream(np.zeros((1, 4), np.uint16), replace(header, level_strides=()), 4 * 320, 3)
+    unpack_avq(flat)
+
+
+@pytest.mark.parametrize("wrong", [5, [2], [2, 3], [0, 1], [64, 1], ["2", 1], [2, True], {}, None])
+def test_strides_that_no_model_has_are_refused(wrong):
+    with pytest.raises(FileRefused, match="damaged"):
+        unpack_avq(avq(json.dumps(HEADER.__dict__ | {"n_q": 2, "level_strides": wrong}).encode()))
+
+
+def test_damaged_records_are_refused(rng):
+    data = npy_bytes(np.zeros((2, 9), np.uint16), (2, 1))
+    for length in range(len(data)):
+        with pytest.raises(FileRefused):
+            FORMATS["npy"].unpack(data[:length], "a")
+    for array in (
+        np.zeros(3, [("level0", "<u2", (4,))]),
+        np.zeros((), [("n_frames", "<u8"), ("level_strides", "<u2", (1,))]),
+        np.zeros(
+            (), [("n_frames", "<u8"), ("level_strides", "<u2", (1,)), ("level0", "<u2", (1,))]
+        ),
+        np.zeros((), [("n_frames", "<u8", (2,)), ("level_strides", "<u2"), ("level0", "<u2")]),
+    ):
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        with pytest.raises(FileRefused, match="records that are not tokens"):
+            FORMATS["npy"].unpack(buffer.getvalue(), "a")
 
 
 def test_a_flipped_bit_anywhere_is_refused(data):

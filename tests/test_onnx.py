@@ -19,6 +19,7 @@ CONFIGS = {
     "residual": replace(TINY, unit_level="residual", lookahead=0, n_fft=1280),
     "blocks of their own": replace(TINY, unit_blocks=1),
     "with a source": replace(TINY, source_channels=16, pitch_channels=16, pitch_blocks=1),
+    "levels at several rates": replace(TINY, level_strides=(2, 4, 1, 2)),
     "with a spectrum": replace(TINY, unit_blocks=1, spectrum_size=512),
     "at one level": replace(TINY, unit_blocks=1, spectrum_size=512, level_frames=9),
 }

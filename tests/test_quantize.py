@@ -182,7 +182,7 @@ def test_nearest_is_the_nearest():
 def test_the_straight_through_gradient_is_exactly_one(change):
     torch.manual_seed(0)
     quantizer = make_quantizer(replace(TINY, **change)).eval()
-    z = torch.randn(2, 6, width(change), requires_grad=True)
+    z = torch.randn(2, 8, width(change), requires_grad=True)
     n_q = torch.full((2,), TINY.n_codebooks)
     (through,) = torch.autograd.grad(quantizer(z, n_q).z_q.sum(), z)
     (bypassed,) = torch.autograd.grad(quantizer.bypass(z)[0].sum(), z)
@@ -194,7 +194,7 @@ def test_the_straight_through_gradient_is_exactly_one(change):
 def test_training_and_encoding_choose_the_same_codes(change, kind):
     torch.manual_seed(0)
     quantizer = make_quantizer(replace(TINY, codebook=kind, **change)).double().eval()
-    z = torch.randn(2, 50, width(change), dtype=torch.float64)
+    z = torch.randn(2, 48, width(change), dtype=torch.float64)
     quantized = quantizer(z, torch.full((2,), TINY.n_codebooks))
     tables = quantizer.tables()
     assert torch.equal(quantized.codes, quantizer.encode(z, [Search(t) for t in tables]))
@@ -205,7 +205,7 @@ def test_training_and_encoding_choose_the_same_codes(change, kind):
 def test_an_item_that_keeps_fewer_levels_hears_only_those(change):
     torch.manual_seed(0)
     quantizer = make_quantizer(replace(TINY, **change)).eval()
-    z = torch.randn(TINY.n_codebooks, 5, width(change))
+    z = torch.randn(TINY.n_codebooks, 4, width(change))
     quantized = quantizer(z, torch.arange(1, TINY.n_codebooks + 1))
     for item, n_q in enumerate(range(1, TINY.n_codebooks + 1)):
         codes = quantized.codes[item : item + 1, :n_q]
@@ -238,9 +238,10 @@ def test_what_training_is_told_of_the_levels(change):
 
 
 @torch.no_grad()
-def test_every_level_brings_the_vectors_nearer():
+@pytest.mark.parametrize("strides", [(1, 1, 1, 1), (4, 2, 1, 1), (1, 4, 1, 2)])
+def test_every_level_brings_the_vectors_nearer(strides):
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(TINY, 4)
+    quantizer = ResidualQuantizer(TINY, strides)
     x = torch.randn(1, 3000, TINY.channels[-1])
     quantizer.start(x)
     tables = quantizer.tables()
@@ -251,6 +252,39 @@ def test_every_level_brings_the_vectors_nearer():
         total = sum(tables[level][codes[:, level]] for level in range(n_q))
         errors.append(float((goal - total).square().mean()))
     assert errors == sorted(errors, reverse=True)
+
+
+@torch.no_grad()
+def test_a_coarse_level_is_the_level_of_the_means():
+    """Its codes are those of the means of its frames, and the next level has what is left."""
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(TINY, (4, 1)).double().eval()
+    z = torch.randn(2, 12, TINY.channels[-1], dtype=torch.float64)
+    x, (coarse, fine) = quantizer.project_in(z), quantizer.tables()
+    first = nearest(x.unflatten(1, (3, 4)).mean(dim=2).flatten(0, 1), coarse).view(2, 3)
+    first = first.repeat_interleave(4, dim=1)
+    second = nearest((x - coarse[first]).flatten(0, 1), fine).view(2, 12)
+    codes = quantizer.encode(z, [Search(coarse), Search(fine)])
+    assert torch.equal(codes, torch.stack([first, second], dim=1))
+
+
+def test_a_coarse_level_learns_as_a_codebook_of_its_means():
+    """Averages, resets and the commitment are those of one vector a group."""
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(TINY, (4,)).train()
+    other = EMACodebook(TINY.codebook_size, TINY.codebook_dim)
+    other.load_state_dict(quantizer.codebooks[0].state_dict())
+    z = torch.randn(3, 8, TINY.channels[-1])
+    means = quantizer.project_in(z).detach().unflatten(1, (2, 4)).mean(dim=2).flatten(0, 1)
+    indices = nearest(means, other.vectors)
+    chosen = other.vectors[indices]
+    torch.manual_seed(1)
+    quantized = quantizer(z, torch.ones(3))
+    torch.manual_seed(1)
+    assert quantized.resets.tolist() == [other.update(means, indices)]
+    assert torch.allclose(quantizer.codebooks[0].usage, other.usage)
+    assert torch.allclose(quantizer.codebooks[0].total, other.total, atol=1e-6)
+    assert torch.allclose(quantized.commitment[0], (means - chosen).square().mean())
 
 
 def test_a_gradient_codebook_learns_by_its_loss():

@@ -28,8 +28,9 @@ UNITS: list[dict] = [
     {"unit_blocks": 1},
     {"unit_blocks": 1, "spectrum_size": 512},
     {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 5},
+    {"level_strides": (2, 4, 1, 2)},
 ]
-"""Changes of `TINY`: the places where the units can stand, and what they may see."""
+"""Changes of `TINY`: the places where the units can stand, what they may see, and at what rate."""
 
 
 def started_model(config: ModelConfig) -> AudioVQ:

@@ -237,7 +237,8 @@ class Recipe:
             )
         if self.crop_frames < 1:
             raise ValueError(
-                f"data.crop_seconds must be at least one frame, not {data.crop_seconds}."
+                f"data.crop_seconds must be at least one frame, or one group of "
+                f"model.level_strides, not {data.crop_seconds}."
             )
         has_targets = data.teacher_folder or data.labels_folder
         if has_targets and self.loss.unit_shift >= self.crop_frames:
@@ -248,8 +249,9 @@ class Recipe:
 
     @property
     def crop_frames(self) -> int:
-        """Frames of a crop."""
-        return round(self.data.crop_seconds * self.model.frame_rate)
+        """Frames of a crop, in whole groups of `level_strides`."""
+        group = self.model.group_frames
+        return round(self.data.crop_seconds * self.model.frame_rate / group) * group
 
 
 def _check_card(value: Any, where: str, deepest: int) -> None:

@@ -217,7 +217,7 @@ def encode_units(model: "AudioVQ", path: str | Path, *, level: int = 0) -> np.nd
 
     wav = torch.from_numpy(load_audio(path, model.config.sample_rate))
     codes = model.encode(wav[None, None], n_q=level + 1)
-    return codes.indices[0, level].cpu().numpy()
+    return codes.levels[level][0].cpu().numpy()
 
 
 def segment_files(

@@ -25,7 +25,7 @@ class UnitFiles:
     units: dict[str, np.ndarray]
     """int64 [T] each."""
     frame_rate: float
-    """Frames per second, in Hz."""
+    """Units per second, in Hz: the frames, or with `level_strides` fewer."""
     codebook_size: int | None
     """K, where the files say it (`.avq`)."""
 
@@ -34,7 +34,8 @@ def read_units(folder: str | Path, *, level: int = 0, frame_rate: float = 50.0) 
     """Read one level of the codes of every token file in a folder and its subfolders.
 
     Reads `.npy`, `.avq` and segments (`.tsv`). `frame_rate` is that of files which do not carry
-    one; `.avq` files do. `folder` may be a single file.
+    one; `.avq` files do. `folder` may be a single file. Codes that stand for several frames are
+    there once, at a rate so much lower.
 
     Raises `FileRefused` when there is none, when one is refused, has no such level, or when frame
     rates or the models of `.avq` files differ.
@@ -52,8 +53,8 @@ def read_units(folder: str | Path, *, level: int = 0, frame_rate: float = 50.0) 
         name = path.relative_to(root).with_suffix("").as_posix()
         if name in units:
             raise FileRefused(f"{path} is there in two formats; keep one of them in the folder.")
-        units[name], header = read_unit_file(path, level=level, frame_rate=frame_rate)
-        rates.add(header.frame_rate if header is not None else frame_rate)
+        units[name], rate, header = read_unit_file(path, level=level, frame_rate=frame_rate)
+        rates.add(rate)
         if header is not None:
             headers.append(header)
     if not units:
@@ -71,21 +72,25 @@ def read_units(folder: str | Path, *, level: int = 0, frame_rate: float = 50.0) 
 
 def read_unit_file(
     path: str | Path, *, level: int = 0, frame_rate: float = 50.0
-) -> tuple[np.ndarray, Header | None]:
-    """One level of the codes of a token file, int64 [T], and its header, which `.avq` alone has.
+) -> tuple[np.ndarray, float, Header | None]:
+    """One level of the codes of a token file, int64 [T], its codes per second, and the header,
+    which `.avq` alone has.
 
     Reads `.npy`, `.avq` and segments (`.tsv`), those at `frame_rate`. Raises `FileRefused` when
     the file is refused or has no such level.
     """
     path = Path(path)
     if path.suffix.lower() == SEGMENT_SUFFIX:
-        return expand(read_segments(path, frame_rate=frame_rate)), None
+        return expand(read_segments(path, frame_rate=frame_rate)), frame_rate, None
     tokens = read_tokens(path)
     if not 0 <= level < len(tokens.indices):
         raise FileRefused(
             f"{path} has levels 0 to {len(tokens.indices) - 1}; there is no level {level}."
         )
-    return tokens.indices[level].astype(np.int64), tokens.header
+    if tokens.header is not None:
+        frame_rate = tokens.header.frame_rate
+    strides = tokens.level_strides or (1,) * len(tokens.indices)
+    return tokens.levels[level].astype(np.int64), frame_rate / strides[level], tokens.header
 
 
 def find_audio(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Path]:

@@ -149,9 +149,9 @@ def model_tokenizer(model: "AudioVQ", *, level: int = 0) -> Tokenizer:
                 found.setdefault(f"{model.name} segments", {})[name] = segment(blocks, price)
                 continue
             codes = model.encode(torch.from_numpy(wav)[None, None], n_q=level + 1)
-            found[model.name][name] = codes.indices[0, level].cpu().numpy()
+            found[model.name][name] = codes.levels[level][0].cpu().numpy()
         size = model.config.codebook_size
-        return {k: UnitFiles(u, model.config.frame_rate, size) for k, u in found.items()}
+        return {k: UnitFiles(u, model.config.level_rate(level), size) for k, u in found.items()}
 
     return encode
 
