@@ -28,32 +28,11 @@ A live stream, whose length is not known when it begins (`StreamWriter`, `Stream
 Because each checksum covers all that came before, a chunk that is lost, doubled or moved is found.
 A stored live stream is a token file like any other.
 
-Codes are coded by a model's tables instead of packed (`audiovq.entropy`) in version 2 of either
-form. A whole recording:
-
-    4       magic "AVQ2"
-    2, n    length and header as above
-    8       key of the tables: `entropy.Tables.key`
-    m       codes, all in one piece
-    4       CRC32 of all bytes before it
-
-A live stream, in which numbers marked * are of 7 bits a byte, the lowest first, with the eighth bit
-set in all but the last byte:
-
-    4       magic "AVQT"
-    2, n, 8 length, header and key as above; n_samples is 0
-    4       CRC32 of all bytes before it
-    then any number of chunks:
-    1..3    number of frames in the chunk, 1 .. 65535 *
-    1..4    number m of the next bytes *
-    m       codes of these frames
-    4       CRC32 of all bytes before it, from the start of the stream
-    and the end:
-    1       0
-    8, 4    number of samples and CRC32 as above
-
-A piece that is as long as these codes are when packed is packed: none is coded that would take more
-bytes than that, or less than one for `_MOST_CODES_A_BYTE` codes.
+In version 2 of either form, magic "AVQ2" and "AVQT", a model's tables code the codes in fewer bits
+(`audiovq.entropy`). The key of the tables follows the header, and where a stream says how many
+frames a chunk has, it also says how many bytes: docs/reference/file_formats.md has all of them. A
+piece that is as long as its codes when packed is packed: none is coded that would be longer, or
+shorter than a byte for `_MOST_CODES_A_BYTE` codes.
 
 Nothing is ever unpickled. `FORMATS` lists the kinds of files: a further one is a pair of functions
 and an entry there.
@@ -83,7 +62,7 @@ CODED_MAGIC = b"AVQ2"
 CODED_STREAM_MAGIC = b"AVQT"
 _NPY_MAGIC = b"\x93NUMPY"
 _PACKED_AT_ONCE = 8192  # codes, about
-_MOST_CODES_A_BYTE = 16  # or a small file could claim to hold very much
+_MOST_CODES_A_BYTE = 16  # or a small file could claim very many
 _LIMITS = {
     "sample_rate": (1, 768_000),
     "hop_length": (1, 1 << 20),
@@ -533,7 +512,8 @@ def _decode(
         codes = _unpack_codes(data, n_frames, header, name)
         coder.encode(codes)  # it must have heard them for what follows
         return codes
-    if n_frames * header.n_q > _MOST_CODES_A_BYTE * len(data):
+    fewest = -(-n_frames * header.n_q // _MOST_CODES_A_BYTE)
+    if not fewest <= len(data) <= _packed_size(n_frames, header):
         raise _damaged(name)
     try:
         return coder.decode(data, n_frames)
