@@ -1,5 +1,7 @@
 """Learning tables: what is learnt is what is coded by, and it saves what can be foreseen."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,6 @@ import audiovq_cli
 from audiovq import FileRefused, read_tokens, write_avq, write_npy
 from audiovq.entropy import read_tables
 from audiovq.training.tables import (
-    BATCH,
     Net,
     _pieces,
     learn_tables,
@@ -27,17 +28,26 @@ def walks(rng: np.random.Generator, n: int, n_frames: int) -> list[np.ndarray]:
     return [codes.astype(np.uint16) for codes in found]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_batches() -> Iterator[None]:
+    """Less to compute in a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audiovq.training.tables.SEGMENT", 100)
+        patch.setattr("audiovq.training.tables.BATCH", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def learnt(tiny_model):
-    return learn_tables(tiny_model, walks(np.random.default_rng(1), BATCH, 100), steps=60)
+    return learn_tables(tiny_model, walks(np.random.default_rng(1), 16, 100), steps=150)
 
 
 def test_what_can_be_foreseen_is_saved(learnt, rng):
     bits = measure_tables(learnt, walks(rng, 4, 100))
     assert list(bits) == [1, 2, 4]
-    assert bits[1] < 2.5  # of 5; one bit is news
-    assert bits[2] < bits[1]
-    assert bits[4] < 3.5  # the last level, a quarter of the codes, cannot be foreseen
+    assert 1 < bits[1] < 2.5  # of 5; one bit is news
+    assert bits[2] < bits[1]  # the second level hangs on the first alone
+    assert 1.5 < bits[4] < 3  # nothing foresees the last level, a quarter of the codes
 
 
 def test_the_net_counts_the_bits_that_the_coder_takes(learnt, tiny_model, rng):
