@@ -11,7 +11,15 @@ import soxr
 import torch
 
 from audiovq.audio import HIGHEST_RATE, LOWEST_RATE, as_int16, check_level, fit_length
-from audiovq.codes import FORMATS, MAGIC, Header, StreamReader, StreamWriter, unpack_avq
+from audiovq.codes import (
+    CODED_MAGIC,
+    FORMATS,
+    MAGIC,
+    Header,
+    StreamReader,
+    StreamWriter,
+    unpack_avq,
+)
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
 from audiovq.transcode import DECODE_FRAMES, as_array, as_tensor, check_header, check_levels
@@ -82,6 +90,7 @@ def encode_live(
     *,
     n_q: int | None = None,
     raw_rate: int | None = None,
+    coded: bool = False,
 ) -> LiveReport:
     """Encode WAV or raw PCM to a live `.avq` stream, each frame as soon as it is known.
 
@@ -89,6 +98,7 @@ def encode_live(
         where the header says how long they are; 0 and the lengths that programs write to a pipe
         (near 2 and 4 GiB) say nothing, and the samples then last to the end.
     raw_rate: the source has no header; it is 16-bit little-endian mono at this rate in Hz.
+    coded: code the tokens by the model's tables; they are packed where it has none.
 
     The tokens are those of `model.encode` on the whole sound. Raises `FileRefused` for a source
     that is empty or no such sound, and `ValueError` for n_q and raw_rate. Where samples that are
@@ -106,12 +116,13 @@ def encode_live(
     stream = model.stream(n_q)
     stream.encode(torch.zeros(1, 1, model.config.hop_length, device=model.device))  # warm up
     stream.flush_encode()
+    tables = model.coding_tables() if coded else None
     writer = None
     n_read = 0
     for block in _read_pcm(source, pcm):
         start = time.perf_counter()
         if writer is None:
-            writer = StreamWriter(target, model.header(n_q, 0))
+            writer = StreamWriter(target, model.header(n_q, 0), tables)
         n_read += len(block)
         if resampler is not None:
             block = resampler.resample_chunk(block)
@@ -194,7 +205,7 @@ def _open_stream(source: BinaryIO) -> StreamReader | _Whole:
             "The input is .npy, which says neither its model nor its samples; give it to "
             "audiovq decode, or encode to .avq."
         )
-    if magic != MAGIC:
+    if magic not in (MAGIC, CODED_MAGIC):
         return StreamReader(source, magic=magic, keep_broken=True)
     tokens = unpack_avq(magic + source.read())
     assert tokens.header is not None  # .avq has one

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from audiovq import hub
 from audiovq.codes import Codes, Header
 from audiovq.config import SOURCE_SETTINGS, ModelConfig
+from audiovq.entropy import TABLES_FILE, Tables, read_tables, register, write_tables
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.network import Decoder, Encoder
@@ -68,6 +69,8 @@ class AudioVQ(nn.Module):
         super().__init__()
         self.config = config
         self.card: dict[str, Any] = card or {"name": "untrained"}
+        self.tables: Tables | None = None
+        """What codes its tokens in fewer bits; see `coding_tables`."""
         with torch.inference_mode(False):  # or its weights could never be trained nor watched
             self.encoder = Encoder(config)
             self.quantizer = make_quantizer(config)
@@ -321,6 +324,12 @@ class AudioVQ(nn.Module):
             level_strides=self.config.level_strides[:n_q],
         )
 
+    def coding_tables(self) -> Tables | None:
+        """The tables that code this model's tokens: `tables`, unless those are of other tokens,
+        as after the encoder has learnt on. None for levels of several rates, which are packed."""
+        tables = None if self.config.level_strides else self.tables
+        return tables if tables is not None and tables.fingerprint == self.fingerprint else None
+
     @staticmethod
     def decides_tokens(name: str) -> bool:
         """Whether the tensor of that name has a say in what the tokens are and mean.
@@ -369,7 +378,7 @@ class AudioVQ(nn.Module):
         if str(name_or_folder) == "default":
             folder = DEFAULT_FOLDER
         elif hub.names_repository(name_or_folder) and not os.path.exists(folder):
-            folder = hub.fetch(str(name_or_folder), (CONFIG_FILE, WEIGHTS_FILE))
+            folder = hub.fetch(str(name_or_folder), (CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE))
         if not os.path.isfile(folder / CONFIG_FILE):
             raise FileRefused(
                 f'{name_or_folder} is not a model; give "default" or a folder with {CONFIG_FILE} '
@@ -392,14 +401,16 @@ class AudioVQ(nn.Module):
 
     @entry
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write `config.json` and `model.safetensors`, exactly the weights in memory.
+        """Write `config.json` and `model.safetensors`, exactly the weights in memory, and with
+        `coding_tables` also `tables.safetensors`.
 
         Raises `FileRefused` when a file exists or cannot be written, and `ValueError` for weights
         that cannot be used, as `check_weights`.
         """
         folder = Path(folder)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            refuse_existing(folder / name, overwrite=overwrite)  # both, before either is written
+        tables = self.coding_tables()
+        for name in (CONFIG_FILE, WEIGHTS_FILE, *([TABLES_FILE] if tables else [])):
+            refuse_existing(folder / name, overwrite=overwrite)  # all, before any is written
         self.check_weights()
         tensors = dict(self.state_dict())
         for name, parameter in self.named_parameters():
@@ -411,6 +422,8 @@ class AudioVQ(nn.Module):
         text = json.dumps({"card": self.card, "config": asdict(self.config)}, indent=2)
         with atomic_output(folder / CONFIG_FILE, overwrite=overwrite) as temporary:
             temporary.write_text(text + "\n")
+        if tables is not None:
+            write_tables(folder / TABLES_FILE, tables, overwrite=overwrite)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> None:
         """Write the model to the Hugging Face hub, for `from_pretrained("owner/name")` anywhere.
@@ -497,6 +510,7 @@ class AudioVQ(nn.Module):
             if name in tensors and tensor.shape == tensors[name].shape
         }
         other.load_state_dict(tensors)
+        other.tables = self.tables
         return other.to(self.device).train(self.training)
 
     def round_weights(self) -> "AudioVQ":
@@ -537,4 +551,7 @@ def _load(cls: type[AudioVQ], folder: Path) -> AudioVQ:
         model.check_weights()
     except ValueError as error:
         raise FileRefused(f"{weights_path} is damaged: {error}") from error
+    if os.path.isfile(folder / TABLES_FILE):
+        model.tables = read_tables(folder / TABLES_FILE)
+        register(model.tables)
     return model.eval()

@@ -3,14 +3,22 @@
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from audiovq.audio import AudioInfo, AudioReader, audio_writer
-from audiovq.codes import FORMATS, Header, Tokens, format_of, read_tokens, unpack_tokens
+from audiovq.codes import (
+    FORMATS,
+    Header,
+    Tokens,
+    format_of,
+    pack_avq,
+    read_tokens,
+    unpack_tokens,
+)
 from audiovq.config import ModelConfig
 from audiovq.files import (
     STDIO,
@@ -71,12 +79,14 @@ def encode_file(
     *,
     n_q: int | None = None,
     token_format: str = "npy",
+    coded: bool = False,
     overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> Transcoded:
     """Encode an audio file to a token file; "-" is standard input or output.
 
-    token_format: the name of one of `codes.FORMATS`.
+    token_format: the name of one of `codes.FORMATS`. coded: code the tokens of an `.avq` file by
+    the model's tables; they are packed where it has none.
     Raises `FileRefused` for either file and `ValueError` for n_q and token_format.
     """
     if token_format not in FORMATS:
@@ -92,15 +102,54 @@ def encode_file(
     ]
     parts.append(as_array(stream.flush_encode()))
     indices = np.concatenate(parts, axis=1)
-    data = FORMATS[token_format].pack(indices, model.header(n_q, reader.n_samples))
+    data = _pack(indices, model.header(n_q, reader.n_samples), token_format, model, coded=coded)
+    _write(target, data, overwrite=overwrite)
+    levels, frames = indices.shape
+    seconds = reader.n_samples / reader.sample_rate
+    return Transcoded(reader.source, (levels, frames), seconds, len(data))
+
+
+def _pack(
+    indices: np.ndarray, header: Header, token_format: str, model: AudioVQ, *, coded: bool
+) -> bytes:
+    if coded and token_format == "avq":
+        return pack_avq(indices, header, model.coding_tables())
+    return FORMATS[token_format].pack(indices, header)
+
+
+def repack_file(
+    model: AudioVQ,
+    source: str | Path,
+    target: str | Path,
+    *,
+    n_q: int | None = None,
+    token_format: str = "avq",
+    coded: bool = False,
+    keep_broken: bool = False,
+    overwrite: bool = False,
+) -> Transcoded:
+    """Write the tokens of a file in another format; "-" is standard input or output.
+
+    source: what `decode_file` takes. n_q: levels to keep, all when None. token_format, coded: as
+    in `encode_file`. Raises `FileRefused` for either file, and for tokens that another model made.
+    """
+    if str(target) != STDIO:
+        refuse_existing(target, overwrite=overwrite)
+    tokens, header = _read_for(model, source, keep_broken=keep_broken)
+    n_q = check_levels(n_q, header.n_q, str(source))
+    header = replace(header, n_q=n_q)
+    data = _pack(tokens.indices[:n_q], header, token_format, model, coded=coded)
+    _write(target, data, overwrite=overwrite)
+    seconds = header.n_samples / header.sample_rate
+    return Transcoded(None, (n_q, header.n_frames), seconds, len(data), tokens.broken)
+
+
+def _write(target: str | Path, data: bytes, *, overwrite: bool) -> None:
     if str(target) == STDIO:
         write_standard_output(data)
     else:
         with atomic_output(target, overwrite=overwrite) as temporary:
             temporary.write_bytes(data)
-    levels, frames = indices.shape
-    seconds = reader.n_samples / reader.sample_rate
-    return Transcoded(reader.source, (levels, frames), seconds, len(data))
 
 
 def _watched(reader: AudioReader, progress: OnProgress | None) -> Iterator[np.ndarray]:
@@ -253,20 +302,10 @@ def decode_file(
     """
     if str(target) != STDIO:
         refuse_existing(target, overwrite=overwrite)
-    tokens = _read(source, model.config, keep_broken=keep_broken)
-    header = tokens.header
-    if header is not None:
-        check_header(model, header, str(source))
-    levels, frames = tokens.indices.shape
-    try:
-        model.check_n_q(levels)
-        model.check_range(0, int(tokens.indices.max()))
-    except ValueError as error:
-        raise FileRefused(f"{source} does not fit the model {model.name}: {error}") from error
-    if tokens.npy_strides:
-        _check_strides(model, tokens.npy_strides, levels, str(source))
-    levels = check_levels(n_q, levels, str(source))
-    n_left = n_samples = header.n_samples if header else frames * model.config.hop_length
+    tokens, header = _read_for(model, source, keep_broken=keep_broken)
+    frames = tokens.indices.shape[1]
+    levels = check_levels(n_q, header.n_q, str(source))
+    n_left = n_samples = header.n_samples
     stream, rate = model.stream(), model.config.sample_rate
     with audio_writer(target, rate, overwrite=overwrite) as file:
         for start in range(0, frames, DECODE_FRAMES):
@@ -280,6 +319,22 @@ def decode_file(
         file.write(stream.flush_decode().flatten().cpu().numpy()[:n_left])
     n_bytes = 0 if str(source) == STDIO else Path(source).stat().st_size
     return Transcoded(None, (levels, frames), n_samples / rate, n_bytes, tokens.broken)
+
+
+def _read_for(model: AudioVQ, source: str | Path, *, keep_broken: bool) -> tuple[Tokens, Header]:
+    """Tokens of the model and their header, which says whole frames where the file has none."""
+    tokens = _read(source, model.config, keep_broken=keep_broken)
+    levels, frames = tokens.indices.shape
+    if tokens.header is not None:
+        check_header(model, tokens.header, str(source))
+    try:
+        model.check_n_q(levels)
+        model.check_range(0, int(tokens.indices.max()))
+    except ValueError as error:
+        raise FileRefused(f"{source} does not fit the model {model.name}: {error}") from error
+    if tokens.npy_strides:
+        _check_strides(model, tokens.npy_strides, levels, str(source))
+    return tokens, tokens.header or model.header(levels, frames * model.config.hop_length)
 
 
 def check_header(model: AudioVQ, header: Header, name: str) -> None:

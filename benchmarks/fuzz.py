@@ -128,7 +128,9 @@ def mutate_avq(data: bytes, rng: Random) -> bytes:
     if rng.random() < 0.5:
         rest = mutate_bytes(rest, rng)
     body = data[:4] + struct.pack(">H", len(header)) + header
-    if data[:4] == b"AVQ1":
+    if data[:4] == b"AVQT":  # what holds a checksum is found by decoding alone
+        return mutate_bytes(data, rng)
+    if data[:4] in (b"AVQ1", b"AVQ2"):
         body += rest[:-4]
         return body + struct.pack(">I", zlib.crc32(body))
     return _sealed_stream(body, rest[4:], header)
@@ -221,6 +223,42 @@ def _packed(folder: Path) -> tuple[list[bytes], Any]:
             for size in (1, 2, 7, 65_536)
         ),
     ], read_tokens
+
+
+def _coded_tokens(folder: Path) -> tuple[list[bytes], Any]:
+    from audiovq.codes import Header, StreamWriter, pack_avq, read_tokens
+    from audiovq.entropy import register
+
+    tables, header = _some_tables(), Header("m", "f", 16_000, 320, 7, 3, 6_400)
+    register(tables)
+    codes = np.repeat(np.arange(12).reshape(3, 4) % 7, 5, axis=1)
+    seeds = [pack_avq(codes, header, tables)]
+    for chunk in (1, 7, 20):
+        file = io.BytesIO()
+        writer = StreamWriter(file, header, tables)
+        for start in range(0, 20, chunk):
+            writer.write(codes[:, start : start + chunk])
+        writer.end(6_400)
+        seeds.append(file.getvalue())
+    return seeds, read_tokens
+
+
+def _some_tables() -> Any:
+    """For codes 0..6 of three levels."""
+    import torch
+
+    from audiovq.training.tables import Net
+
+    torch.manual_seed(0)
+    slots = np.tile(np.arange(7, dtype=np.uint16), (3, 1))
+    return Net(levels=3, groups=2, slots=8).tables("f", slots)
+
+
+def _tables(folder: Path) -> tuple[list[bytes], Any]:
+    from audiovq.entropy import read_tables, write_tables
+
+    write_tables(folder / "seed", _some_tables())
+    return [(folder / "seed").read_bytes()], read_tables
 
 
 def _live_tokens(folder: Path) -> tuple[list[bytes], Any]:
@@ -446,6 +484,8 @@ READERS = [
     Reader("tokens .npy", "a.npy", mutate_npy, _arrays),
     Reader("tokens .avq", "a.avq", mutate_avq, _packed),
     Reader("tokens, live .avq", "a.avq", mutate_avq, _live_tokens),
+    Reader("tokens, coded .avq", "a.avq", mutate_avq, _coded_tokens),
+    Reader("tables", "tables.safetensors", mutate_safetensors, _tables),
     Reader("audio", "a.wav", mutate_bytes, _audio),
     Reader("audio, crops of training", "a.wav", mutate_bytes, _crops),
     Reader("audio, scan of prepare", "a.wav", mutate_bytes, _scans),

@@ -26,8 +26,10 @@ from .info import info
 from .interpolate import interpolate
 from .lm import lm
 from .prepare import prepare
+from .repack import repack
 from .spectrogram import spectrogram
 from .stream import stream
+from .tables import tables
 from .train import train
 from .units import units
 
@@ -111,6 +113,7 @@ app = typer.Typer(
 VERBS: tuple[Callable[..., None], ...] = (
     encode,
     decode,
+    repack,
     info,
     codebook,
     spectrogram,
@@ -120,6 +123,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     prepare,
     train,
     export,
+    tables,
 )
 for command in VERBS:
     app.command(epilog=EXIT_CODES)(command)

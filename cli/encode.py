@@ -12,7 +12,18 @@ from audiovq.codes import FORMATS, TOKEN_SUFFIXES
 from audiovq.flatten import count_codes
 from audiovq.segment import SEGMENT_SUFFIX, check_price
 
-from .options import Device, DeviceOption, Force, Json, Model, Quiet, Recursive, load_model
+from .options import (
+    Coded,
+    Device,
+    DeviceOption,
+    Force,
+    Json,
+    Model,
+    Quiet,
+    Recursive,
+    load_model,
+    say_if_packed,
+)
 from .plan import STDIO, names_folder, plan, read_list, share_of
 from .work import Done, OnProgress, work
 
@@ -59,6 +70,7 @@ def encode(
             + " By the output's name.",
         ),
     ] = None,
+    coded: Coded = False,
     force: Force = False,
     recursive: Recursive = False,
     segment: Annotated[
@@ -105,7 +117,7 @@ def encode(
 
     _refuse_unused(segment, n_q=n_q, token_format=token_format, price=price)
     formats = (SEGMENT_SUFFIX,) if segment else TOKEN_SUFFIXES
-    suffix = _suffix(out, formats, token_format)
+    suffix = suffix_of(out, formats, token_format)
     sources = sources or []
     if not sources and files_from is None:
         raise typer.BadParameter("there is nothing to encode; name files, or --files-from LIST.")
@@ -121,6 +133,8 @@ def encode(
         what="audio files",
         listed=read_list(files_from) if files_from is not None else (),
     )
+    if coded and suffix != ".avq":
+        raise typer.BadParameter(f"--coded is for .avq, not {suffix}; add --format avq.")
     if segment and any(target == STDIO for _, target in todo.pairs):
         raise typer.BadParameter("segments go to a file; name one with -o.")
     share_of(todo, shard)
@@ -128,6 +142,7 @@ def encode(
         _check_rate(segment, price, sources)
     codec = load_model(model, device)
     codec.check_n_q(n_q)
+    say_if_packed(codec, coded)
     if segment and price is None and rate is None and "segment_price" not in codec.card:
         raise typer.BadParameter(
             f"the card of {codec.name} has no segment_price; give --price, or --rate to find one."
@@ -138,7 +153,15 @@ def encode(
         price = fit_price(codec, [source for source, _ in todo.pairs], rate)
         typer.echo(f"price for {rate:g} segments a second: --price {price:g}", err=True)
     convert = _Converter(
-        model, device, suffix, n_q, price, overwrite=force, skip=skip_existing, codec=codec
+        model,
+        device,
+        suffix,
+        n_q,
+        price,
+        coded=coded,
+        overwrite=force,
+        skip=skip_existing,
+        codec=codec,
     )
     work(todo, convert, quiet=quiet, as_json=as_json, jobs=jobs, manifest=manifest)
 
@@ -152,6 +175,7 @@ class _Converter:
     suffix: str
     n_q: int | None
     price: float | None
+    coded: bool
     overwrite: bool
     skip: bool
     codec: "AudioVQ | None"
@@ -192,6 +216,7 @@ class _Converter:
             target,
             n_q=self.n_q,
             token_format=self.suffix[1:],
+            coded=self.coded,
             overwrite=overwrite,
             progress=on_progress,
         )
@@ -270,7 +295,7 @@ def _check_rate(segment: bool, price: float | None, sources: list[str]) -> None:
         raise typer.BadParameter("--rate listens twice; give a file, or --price.")
 
 
-def _suffix(out: str | None, formats: tuple[str, ...], token_format: TokenFormat | None) -> str:
+def suffix_of(out: str | None, formats: tuple[str, ...], token_format: TokenFormat | None) -> str:
     """The suffix of what is written: that of the output's name, or else the format's."""
     if out is not None and out != STDIO and not names_folder(out, formats):
         named = Path(out).suffix.lower()

@@ -54,6 +54,11 @@ def _is_model(source: str) -> bool:
 def _token_facts(source: str, model: str) -> dict[str, Any]:
     from audiovq import read_tokens
 
+    if Path(model).is_dir():  # its tables may be what the tokens are coded by
+        from audiovq.entropy import TABLES_FILE, read_tables, register
+
+        if (Path(model) / TABLES_FILE).is_file():
+            register(read_tables(Path(model) / TABLES_FILE))
     tokens = read_tokens(source)
     levels, frames = tokens.indices.shape
     n_tokens = sum(len(codes) for codes in tokens.levels)
@@ -71,9 +76,11 @@ def _token_facts(source: str, model: str) -> dict[str, Any]:
             "model": f"not said in .npy; as {codec.name} has it",
         }
     header = tokens.header
+    seconds = header.n_samples / header.sample_rate
+    facts |= {"duration_s": seconds, "bitrate": header.bitrate}
+    if tokens.coded_bytes is not None:
+        facts["coded_bitrate"] = 8 * tokens.coded_bytes / seconds
     return facts | {
-        "duration_s": header.n_samples / header.sample_rate,
-        "bitrate": header.bitrate,
         "model": header.model,
         "fingerprint": header.fingerprint,
         "sample_rate": header.sample_rate,

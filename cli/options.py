@@ -36,6 +36,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line on standard output.")
 ]
+Coded = Annotated[
+    bool,
+    typer.Option(
+        "--coded", help="In .avq, code the tokens by the model's tables: fewer bytes, same tokens."
+    ),
+]
 KeepBroken = Annotated[
     bool,
     typer.Option("--keep-broken", help="Of a live stream that broke off, decode what is there."),
@@ -52,6 +58,16 @@ def load_model(name: str, device: Device = Device.CPU) -> "AudioVQ":
         raise typer.BadParameter("this machine has no CUDA device; use --device cpu.")
     use_cuda = device is not Device.CPU and torch.cuda.is_available()
     return AudioVQ.from_pretrained(name, device="cuda" if use_cuda else "cpu")
+
+
+def say_if_packed(codec: "AudioVQ", coded: bool) -> None:
+    """Say on standard error that a model has no tables to code its tokens by."""
+    if coded and codec.coding_tables() is None:
+        typer.echo(
+            f"{codec.name} has no tables for its tokens, which are packed; audiovq tables makes "
+            "some.",
+            err=True,
+        )
 
 
 def print_table(table: Table) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from audiovq.files import FileRefused
 
-from .options import Device, DeviceOption, KeepBroken, Model, load_model
+from .options import Coded, Device, DeviceOption, KeepBroken, Model, load_model, say_if_packed
 
 if TYPE_CHECKING:
     from audiovq import AudioVQ, ModelConfig
@@ -46,6 +46,7 @@ def encode(
     rate: Annotated[
         int | None, typer.Option("--rate", min=1, help="Sample rate of --raw in Hz.")
     ] = None,
+    coded: Coded = False,
     latency: Latency = False,
     model: Model = "default",
     device: DeviceOption = Device.CPU,
@@ -61,10 +62,11 @@ def encode(
         raise typer.BadParameter("--raw and --rate go together: --raw --rate 16000.")
     with _until_stopped() as source:
         codec = _load_model(model, device)
+        say_if_packed(codec, coded)
         from audiovq.live import encode_live
 
         with _pipe(source) as target:
-            report = encode_live(codec, source, target, n_q=n_q, raw_rate=rate)
+            report = encode_live(codec, source, target, n_q=n_q, raw_rate=rate, coded=coded)
     if latency:
         _say_latency(codec.config, report, "encode")
 

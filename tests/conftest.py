@@ -5,16 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import EXAMPLES, TINY, started_model
+from tiny import EXAMPLES, TINY, random_tables, started_model
 
 from audiovq import AudioVQ
 from audiovq.audio import load_audio
+from audiovq.entropy import TABLES_FILE, write_tables
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> AudioVQ:
     """A small model with 4 levels of 32 codes; do not change it."""
     return started_model(TINY)
+
+
+@pytest.fixture(scope="session")
+def coded_model(tiny_model: AudioVQ, tmp_path_factory: pytest.TempPathFactory) -> AudioVQ:
+    """The small model as it is loaded with tables beside it; do not change it."""
+    folder = tmp_path_factory.mktemp("coded") / "model"
+    tables = random_tables(tiny_model.fingerprint, TINY.n_codebooks, TINY.codebook_size)
+    tiny_model.save_pretrained(folder)
+    write_tables(folder / TABLES_FILE, tables)
+    return AudioVQ.from_pretrained(folder)
 
 
 @pytest.fixture(scope="session")

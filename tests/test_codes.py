@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import random_tables
 
 from audiovq import FileRefused, Header, Tokens, read_tokens, write_avq, write_npy
 from audiovq.codes import (
@@ -25,6 +26,7 @@ from audiovq.codes import (
     unpack_avq,
     unpack_tokens,
 )
+from audiovq.entropy import register
 
 HEADER = Header("a model", "0123456789abcdef", 16_000, 320, 1024, 3, 320 * 7 - 5)
 
@@ -34,9 +36,13 @@ def codes_like(header: Header, rng: np.random.Generator, n_frames: int | None = 
     return rng.integers(header.codebook_size, size=shape, dtype=np.uint16)
 
 
-def live_stream(codes: np.ndarray, header: Header, n_samples: int, chunk: int = 2) -> bytes:
+TABLES = random_tables(HEADER.fingerprint, HEADER.n_q, HEADER.codebook_size)
+register(TABLES)
+
+
+def live_stream(codes, header: Header, n_samples: int, chunk: int = 2, tables=None) -> bytes:
     buffer = io.BytesIO()
-    writer = StreamWriter(buffer, header)
+    writer = StreamWriter(buffer, header, tables)
     for start in range(0, codes.shape[1], chunk):
         writer.write(codes[:, start : start + chunk])
     writer.end(n_samples)
@@ -48,12 +54,28 @@ def codes(rng):
     return codes_like(HEADER, rng)
 
 
-@pytest.fixture(params=["whole", "live"])
+def likely_codes(n_frames: int = HEADER.n_frames) -> np.ndarray:
+    """Codes that `TABLES` code in fewer bytes than packed ones: what random bits decode to."""
+    data = np.random.default_rng(1).bytes(9 * n_frames)
+    codes = TABLES.coder(HEADER.n_q).decode(data, n_frames)
+    assert len(TABLES.coder(HEADER.n_q).encode(codes)) < codes.size * 10 / 8 - 1
+    return codes
+
+
+FORMS = ["whole", "live", "coded", "coded live"]
+
+
+def avq_of(form: str, codes: np.ndarray) -> bytes:
+    tables = TABLES if "coded" in form else None
+    if "live" in form:
+        return live_stream(codes, HEADER, HEADER.n_samples, tables=tables)
+    return pack_avq(codes, HEADER, tables)
+
+
+@pytest.fixture(params=FORMS)
 def data(request, codes):
-    """The bytes of an .avq file of either form."""
-    if request.param == "whole":
-        return pack_avq(codes, HEADER)
-    return live_stream(codes, HEADER, HEADER.n_samples)
+    """The bytes of an .avq file of any form."""
+    return avq_of(request.param, likely_codes() if "coded" in request.param else codes)
 
 
 @pytest.mark.parametrize("codebook_size", [1, 2, 5, 1000, 1024, 65_536])
@@ -478,3 +500,64 @@ def test_formats_are_told_by_their_first_bytes():
         assert kind.suffix in TOKEN_SUFFIXES
     assert format_of(b"RIFF") is None
     assert format_of(b"") is None
+
+
+@pytest.mark.parametrize("form", ["coded", "coded live"])
+def test_codes_that_tables_code_come_back(form, codes):
+    for some in (likely_codes(), codes, np.zeros_like(codes)):
+        tokens = unpack_tokens(avq_of(form, some))
+        np.testing.assert_array_equal(tokens.indices, some)
+        assert tokens.header == HEADER
+
+
+def test_coded_files_are_shorter_where_tables_know_the_codes_and_never_much_longer(codes):
+    for some, longer in ((likely_codes(), 7), (codes, 8)):
+        packed, coded = pack_avq(some, HEADER), pack_avq(some, HEADER, TABLES)
+        assert len(coded) <= len(packed) + longer
+        assert unpack_avq(packed).coded_bytes is None
+        size = len(coded) - len(packed) - 8 + -(-some.size * 10 // 8)
+        assert unpack_avq(coded).coded_bytes == size
+
+
+def test_a_coded_stream_is_read_as_it_comes():
+    codes = likely_codes()
+    buffer = io.BytesIO()
+    writer = StreamWriter(buffer, HEADER, TABLES)
+    for t in range(codes.shape[1]):
+        writer.write(codes[:, t : t + 1])
+        reader = StreamReader(io.BytesIO(buffer.getvalue()), keep_broken=True)
+        np.testing.assert_array_equal(np.concatenate(list(reader), axis=1), codes[:, : t + 1])
+        assert "broke off" in reader.broken
+
+
+def test_a_coded_file_whose_tables_are_not_here_says_so():
+    others = random_tables("another model", HEADER.n_q, HEADER.codebook_size)
+    header = Header(**(HEADER.__dict__ | {"fingerprint": others.fingerprint}))
+    for data in (
+        pack_avq(likely_codes(), header, others),
+        live_stream(likely_codes(), header, HEADER.n_samples, tables=others),
+    ):
+        with pytest.raises(FileRefused, match=r"another model.*--model"):
+            unpack_avq(data)
+
+
+def test_tables_of_another_model_code_nothing(codes):
+    for change in ({"fingerprint": "ff"}, {"codebook_size": 1025}, {"n_q": 9}):
+        header = Header(**(HEADER.__dict__ | change))
+        with pytest.raises(ValueError, match="tables"):
+            StreamWriter(io.BytesIO(), header, TABLES)
+
+
+def test_a_coded_file_that_claims_too_many_frames_is_refused():
+    header = Header(**(HEADER.__dict__ | {"n_samples": 1 << 47}))
+    head = json.dumps(header.__dict__).encode()
+    body = b"AVQ2" + struct.pack(">H", len(head)) + head + TABLES.key + bytes(99)
+    with pytest.raises(FileRefused, match="damaged"):
+        unpack_avq(body + struct.pack(">I", zlib.crc32(body)))
+
+
+@pytest.mark.parametrize("number", [b"\x80\0", b"\xff\xff\xff\xff\x7f", b"\x80\x80\x04"])
+def test_numbers_in_a_coded_stream_have_one_spelling_and_a_bound(number):
+    stream = live_stream(likely_codes()[:, :0], HEADER, 0, tables=TABLES)[:-13]
+    with pytest.raises(FileRefused, match="damaged"):
+        list(StreamReader(io.BytesIO(stream + number + bytes(20))))

@@ -342,3 +342,27 @@ def test_input_that_is_no_avq_is_refused(tiny_model, samples):
     ):
         with pytest.raises(FileRefused, match=message):
             decoded(tiny_model, data, keep_broken=True)
+
+
+def test_coded_streams_carry_the_same_tokens_frame_by_frame(coded_model, samples):
+    packed, coded = io.BytesIO(), io.BytesIO()
+    for target, is_coded in ((packed, False), (coded, True)):
+        encode_live(coded_model, Slowly(as_wav(samples)), target, coded=is_coded)
+    assert coded.getvalue()[:4] == b"AVQT"
+    chunks = [list(StreamReader(io.BytesIO(target.getvalue()))) for target in (packed, coded)]
+    assert [c.shape for c in chunks[1]] == [c.shape for c in chunks[0]]  # no later than packed
+    for one, other in zip(*chunks):
+        np.testing.assert_array_equal(one, other)
+    sounds = [decoded(coded_model, target.getvalue()) for target in (packed, coded)]
+    np.testing.assert_array_equal(*sounds)
+
+
+def test_a_coded_stream_that_breaks_off_keeps_what_came(coded_model, samples):
+    target = io.BytesIO()
+    encode_live(coded_model, Slowly(as_wav(samples)), target, coded=True)
+    whole = unpack_tokens(target.getvalue())
+    for cut in range(len(target.getvalue()) // 2, len(target.getvalue()), 7):
+        tokens = unpack_tokens(target.getvalue()[:cut], keep_broken=True)
+        assert tokens.broken
+        n_frames = tokens.indices.shape[1]
+        np.testing.assert_array_equal(tokens.indices, whole.indices[:, :n_frames])

@@ -1,6 +1,7 @@
 """Laws of encode, decode, save and load."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -301,3 +302,23 @@ def test_the_default_config_is_what_the_documents_say():
     assert (config.n_codebooks, config.codebook_size) == (8, 1024)
     assert config.bitrate(8) == 4_000.0
     assert config.delay / config.sample_rate == 0.08
+
+
+def test_tables_are_saved_with_a_model_and_are_of_its_tokens(coded_model, tmp_path):
+    coded_model.save_pretrained(tmp_path / "again")
+    again = AudioVQ.from_pretrained(tmp_path / "again")
+    assert again.coding_tables().key == coded_model.coding_tables().key
+    with torch.no_grad():
+        again.decoder.head.bias += 1  # decides no token
+        assert again.coding_tables() is not None
+        next(again.encoder.parameters()).mul_(2)
+    assert again.coding_tables() is None
+    again.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other" / "tables.safetensors").exists()
+
+
+def test_a_model_with_broken_tables_is_refused(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "tables.safetensors").write_bytes(b"no tables")
+    with pytest.raises(FileRefused, match=r"tables\.safetensors is no file of tables"):
+        AudioVQ.from_pretrained(tmp_path / "model")

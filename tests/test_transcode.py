@@ -14,6 +14,7 @@ from audiovq.transcode import (
     decode_file,
     encode_file,
     fit_price,
+    repack_file,
     segment_file,
     unit_distances,
 )
@@ -176,3 +177,47 @@ def test_a_card_whose_price_is_no_price_is_refused(price, tmp_path):
         segment_file(model, EXAMPLES[1], tmp_path / "a.tsv")
     with pytest.raises(ValueError, match="must be >= 0"):
         segment_file(model, tmp_path / "none.wav", tmp_path / "a.tsv", price=-1.0)
+
+
+def test_coded_files_hold_the_same_tokens(coded_model, tmp_path):
+    packed, coded = tmp_path / "packed.avq", tmp_path / "coded.avq"
+    encode_file(coded_model, EXAMPLES[1], packed, token_format="avq")
+    done = encode_file(coded_model, EXAMPLES[1], coded, token_format="avq", coded=True)
+    assert coded.read_bytes()[:4] == b"AVQ2"
+    assert done.n_bytes == coded.stat().st_size
+    one, other = read_tokens(packed), read_tokens(coded)
+    np.testing.assert_array_equal(one.indices, other.indices)
+    assert one.header == other.header
+    for path in (packed, coded):
+        decode_file(coded_model, path, path.with_suffix(".wav"))
+    assert packed.with_suffix(".wav").read_bytes() == coded.with_suffix(".wav").read_bytes()
+
+
+def test_a_model_without_tables_packs(tiny_model, tmp_path):
+    encode_file(tiny_model, EXAMPLES[1], tmp_path / "a.avq", token_format="avq", coded=True)
+    assert (tmp_path / "a.avq").read_bytes()[:4] == b"AVQ1"
+
+
+@pytest.mark.parametrize("n_q", [1, 3, None])
+def test_repacking_is_encoding_so(coded_model, tmp_path, n_q):
+    whole, goal, out = tmp_path / "whole.avq", tmp_path / "goal.avq", tmp_path / "out.avq"
+    options = {"token_format": "avq", "coded": True}
+    encode_file(coded_model, EXAMPLES[1], whole, **options)
+    encode_file(coded_model, EXAMPLES[1], goal, n_q=n_q, **options)
+    repack_file(coded_model, whole, out, n_q=n_q, **options)
+    assert out.read_bytes() == goal.read_bytes()
+    repack_file(coded_model, out, tmp_path / "out.npy", token_format="npy")
+    np.testing.assert_array_equal(
+        read_tokens(tmp_path / "out.npy").indices, read_tokens(goal).indices
+    )
+
+
+def test_plain_arrays_become_whole_frames_of_the_model(coded_model, tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(8).reshape(2, 4))
+    repack_file(coded_model, tmp_path / "a.npy", tmp_path / "a.avq", coded=True)
+    assert read_tokens(tmp_path / "a.avq").header == coded_model.header(2, 4 * 320)
+    np.save(tmp_path / "b.npy", np.array([[32]]))
+    with pytest.raises(FileRefused, match="does not fit the model"):
+        repack_file(coded_model, tmp_path / "b.npy", tmp_path / "b.avq")
+    with pytest.raises(FileRefused, match="2 levels"):
+        repack_file(coded_model, tmp_path / "a.npy", tmp_path / "b.avq", n_q=3)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from audiovq import AudioVQ, ModelConfig
 from audiovq.audio import load_audio
+from audiovq.entropy import Tables
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))
 
@@ -41,3 +43,31 @@ def started_model(config: ModelConfig) -> AudioVQ:
     with torch.no_grad():
         model.quantizer.start(model.latent(wav[:, :, : wav.shape[2] // 320 * 320]))
     return model
+
+
+def random_tables(fingerprint: str = "f", levels: int = 3, n_codes: int = 7) -> Tables:
+    """Tables in which everything that comes before has a say."""
+    rng = np.random.default_rng(0)
+    bits = max(1, (n_codes - 1).bit_length())
+    slots, groups, decay = 1 << bits, 1 << bits // 2, np.array([0, 1, 4], np.uint8)
+    code, frame, hidden = 5, 6, 4
+
+    def some(*shape: int, spread: float = 60, kind: type = np.int8) -> np.ndarray:
+        return rng.normal(0, spread, shape).clip(-127, 127).astype(kind)
+
+    return Tables(
+        fingerprint=fingerprint,
+        slots=np.stack([rng.permutation(slots)[:n_codes] for _ in range(levels)]).astype(np.uint16),
+        code=some(levels, slots, code),
+        mix=some(levels, code, frame),
+        decay=decay,
+        past=some(len(decay), frame, levels, hidden),
+        below=some(levels, levels, code, hidden),
+        start=some(levels, hidden, kind=np.int16),
+        group=some(levels, groups, hidden),
+        group_bias=some(levels, groups, kind=np.int16),
+        member=some(levels, slots, hidden),
+        member_bias=some(levels, slots, kind=np.int16),
+        repeat=some(levels, 2, hidden),
+        repeat_bias=some(levels, 2, kind=np.int16),
+    )
