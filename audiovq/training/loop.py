@@ -357,7 +357,9 @@ class Run:
     def _tensors(self) -> dict[str, Tensor]:
         """What learns, by its names in checkpoints; what optimizers hold is not among it."""
         critic = self.adversary.module
-        tensors = {f"generator.{name}": p for name, p in self.module.named_parameters()}
+        tensors: dict[str, Tensor] = {
+            f"generator.{name}": p for name, p in self.module.named_parameters()
+        }
         tensors |= {f"generator.{name}": b for name, b in self.module.named_buffers()}
         tensors |= {f"discriminator.{name}": p for name, p in critic.named_parameters()}
         return tensors | {f"ema.{name}": average for name, average in self.average.tensors.items()}
