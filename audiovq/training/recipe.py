@@ -192,6 +192,12 @@ class Recipe:
                 f"data.batch_size must be a multiple of train.devices ({train.devices}), "
                 f"not {data.batch_size}."
             )
+        self._check_learn()
+        self._check_lengths()
+
+    def _check_learn(self) -> None:
+        """What learns, with the losses, data and sizes that it needs."""
+        train, data = self.train, self.data
         if train.learn == "decoder" and not train.initial_model:
             raise ValueError(
                 'train.learn = "decoder" keeps the tokens of a model; name it as '
@@ -229,6 +235,10 @@ class Recipe:
                 "model.source_channels learns the fundamentals of the recordings; name a folder "
                 "for them as data.cache_folder."
             )
+
+    def _check_lengths(self) -> None:
+        """Of the run's stages and of its crops."""
+        train, data = self.train, self.data
         if not train.initial_model and train.autoencoder_steps >= train.steps:
             raise ValueError(
                 f"train.autoencoder_steps ({train.autoencoder_steps}) must be fewer than "
