@@ -433,7 +433,7 @@ def _recipe(folder: Path) -> tuple[list[bytes], Any]:
 def _manifest(file: str) -> Callable[[Path], tuple[list[bytes], Any]]:
     def prepare(folder: Path) -> tuple[list[bytes], Any]:
         from audiovq.training.data import read_manifest
-        from audiovq.training.prepare import recording_cut, write_manifest
+        from audiovq.training.recordings import recording_cut, write_manifest
 
         names = {"speaker": "s", "language": "en", "text": "see"}
         cuts = [recording_cut(f"b/{i}", f"/b/{i}.wav", 16_000, 1, 32_000, **names) for i in "123"]

@@ -26,8 +26,8 @@ from audiovq.files import FileRefused
 from audiovq.runs import METRICS_FILE
 from audiovq.training.checkpoint import BEST, newest_checkpoint, read_checkpoint, read_newest
 from audiovq.training.loop import train
-from audiovq.training.prepare import find_recordings, write_manifest
 from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
+from audiovq.training.recordings import find_recordings, write_manifest
 from audiovq.training.run_files import RECIPE_FILE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
