@@ -37,6 +37,7 @@ FRACTION = 6
 """Bits of fraction of the tables and of scores."""
 ONE = 1 << 8
 """What hidden numbers are cut to, with 8 bits of fraction."""
+_FOUR, _LEAST, _MOST = np.array(4), np.array(-ONE), np.array(ONE)  # faster than numbers of Python
 _WIDEST = 1 << 15  # of an average with 8 bits of fraction
 _ZERO = 16 << FRACTION  # where a score of 0 stands in the table of frequencies
 _FORMAT = "audiovq tables 1"
@@ -143,7 +144,8 @@ class Engine:
         self.codes: list[list[int]] = codes.tolist()  # -1 where there is none
         self.to_frame = wide["code"] @ wide["mix"]  # [Q, S, X]
         n_averages, width, _, self.n_hidden = wide["past"].shape
-        self.past = wide["past"].reshape(n_averages * width, -1)  # [D * X, Q * H]
+        past = wide["past"].reshape(n_averages * width, -1)
+        self.past = np.ascontiguousarray(past.T)  # [Q * H, D * X]
         above = np.triu(np.ones((self.n_levels, self.n_levels), np.int64), 1)
         below = wide["below"] * above[:, :, None, None]
         self.to_hidden = np.stack(  # [Q, S, Q * H]
@@ -169,7 +171,7 @@ class Engine:
         cut = np.minimum(np.maximum(averages >> 4, -_WIDEST), _WIDEST)
         width = n_q * self.n_hidden
         flat = cut.reshape(*averages.shape[:-2], -1)
-        return self.start[:width] + (flat @ self.past[:, :width] >> 2)
+        return self.start[:width] + (flat @ self.past[:width].T >> 2)
 
 
 @functools.cache
@@ -190,9 +192,9 @@ def frequencies() -> np.ndarray:
 def _cut(hidden: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Hidden numbers [..., H] in -1..1 with 8 bits of fraction, in all but the last of `out`."""
     cut = out[..., :-1]
-    np.right_shift(hidden, 4, out=cut)
-    np.maximum(cut, -ONE, out=cut)
-    np.minimum(cut, ONE, out=cut)
+    np.right_shift(hidden, _FOUR, out=cut)
+    np.maximum(cut, _LEAST, out=cut)
+    np.minimum(cut, _MOST, out=cut)
     return out
 
 
