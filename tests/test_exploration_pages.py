@@ -1,6 +1,7 @@
 """The pages: all codes are there, all links lead somewhere, and nothing leads out."""
 
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -246,6 +247,23 @@ def test_what_cannot_be_interpolated_is_said_in_a_sentence(corpus, tiny_folder, 
     assert "n_q must be in 1..4" in run("interpolate", a, a, "--n-q", 9, *model, code=2)
     run("interpolate", a, a, "--steps", 1, *model, code=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_of_the_documentation_run(tiny_folder, tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "exploration.md").read_text()
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```$", text, flags=re.M | re.S))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    monkeypatch.chdir(tmp_path)
+    Path("examples").mkdir()
+    for path in EXAMPLES:
+        if f"examples/{path.name}" in text:  # the others would take their time
+            (Path("examples") / path.name).symlink_to(path)
+    for line in lines:
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "audiovq"
+        run(*arguments, "--model", tiny_folder)
+    for folder in ("page", "page-1", "page-both", "steps"):
+        check_links(tmp_path / folder)
 
 
 def test_pages_work_in_a_browser_from_disk(page, steps):
