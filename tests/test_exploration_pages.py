@@ -189,7 +189,7 @@ def test_what_cannot_be_explored_is_said_in_a_sentence(corpus, page, tiny_folder
     wrong = [
         (1, "is no folder", tmp_path / "none"),
         (1, "holds no audio", tmp_path / "empty"),
-        (2, "level must be in 0..3", tokens, "--level", 4),
+        (2, "test model has levels 0 to 3", tokens, "--level", 4),
         (2, "--shift is a number", tokens, "--alignments", corpus / "phones", "--shift", "x"),
         (2, "--shift goes with --alignments", tokens, "--shift", 1),
         (2, "--audio goes with tokens", corpus / "wavs", "--audio", corpus / "wavs"),

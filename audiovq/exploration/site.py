@@ -102,25 +102,12 @@ def write_site(
     for file in ("style.css", "page.js"):
         shutil.copyfile(PAGE_FILES / file, folder / file)
     colours = phone_colours(labels.phones if labels else [])
-    common = _common(model, title, facts, colours, against)
-    (folder / "codes").mkdir()
+    common = _common(model, title, facts, colours, against) | {
+        "kept": int(heard.sum()),
+        "n_recordings": len(names),
+    }
     concordance = _Concordance(recordings, runs, labels, frames, model.config.frame_rate)
-    used = [fact.code for fact in facts if fact.n_frames]
-    for fact in facts:
-        progress("pages", fact.code, len(facts))
-        page = render(
-            PAGE_FILES / "code.html",
-            **common,
-            fact=fact,
-            rank=1 + sum(other.n_frames > fact.n_frames for other in facts),
-            lines=[concordance.line(int(run)) for run in chosen[fact.code]],
-            context_seconds=CONTEXT_SECONDS,
-            kept=int(heard.sum()),
-            n_recordings=len(names),
-            previous=next((code for code in reversed(used) if code < fact.code), None),
-            following=next((code for code in used if code > fact.code), None),
-        )
-        _write(folder / "codes" / f"{fact.code}.html", page)
+    _write_codes(folder / "codes", common, facts, chosen, concordance, progress)
     if against is not None:
         save_figure(confusion(against, facts), folder / "against.png")
         _write(folder / "against.html", render(PAGE_FILES / "against.html", **common))
@@ -130,8 +117,6 @@ def write_site(
         level=level,
         n_frames=int(runs.duration.sum()),
         n_runs=len(runs),
-        n_recordings=len(names),
-        kept=int(heard.sum()),
         n_original=sum(r.audio is not None for r in recordings.values()),
         lines=lines,
         labels=labels,
@@ -259,6 +244,32 @@ def _common(
         "place": lambda fact: (MAP_MARGIN + fact.x * width, MAP_MARGIN + (1 - fact.y) * height),
         "radius": lambda fact: 3 + 9 * (fact.n_frames / most) ** 0.5,
     }
+
+
+def _write_codes(
+    folder: Path,
+    common: dict[str, Any],
+    facts: list[CodeFacts],
+    chosen: list[np.ndarray],
+    concordance: _Concordance,
+    progress: Progress,
+) -> None:
+    """A page for each code."""
+    folder.mkdir()
+    used = [fact.code for fact in facts if fact.n_frames]
+    for fact in facts:
+        progress("pages", fact.code, len(facts))
+        page = render(
+            PAGE_FILES / "code.html",
+            **common,
+            fact=fact,
+            rank=1 + sum(other.n_frames > fact.n_frames for other in facts),
+            lines=[concordance.line(int(run)) for run in chosen[fact.code]],
+            context_seconds=CONTEXT_SECONDS,
+            previous=next((code for code in reversed(used) if code < fact.code), None),
+            following=next((code for code in used if code > fact.code), None),
+        )
+        _write(folder / f"{fact.code}.html", page)
 
 
 def _write_recordings(
