@@ -249,8 +249,9 @@ def test_what_cannot_be_interpolated_is_said_in_a_sentence(corpus, tiny_folder, 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_commands_of_the_documentation_run(tiny_folder, tmp_path, monkeypatch):
-    text = (Path(__file__).parent.parent / "docs" / "exploration.md").read_text()
+def test_the_blocks_of_the_documentation_run(tiny_model, tiny_folder, tmp_path, monkeypatch):
+    page = Path(__file__).parent.parent / "docs" / "how_to" / "explore_codes.md"
+    text = page.read_text()
     blocks = "".join(re.findall(r"^```sh\n(.*?)^```$", text, flags=re.M | re.S))
     lines = blocks.replace("\\\n", " ").splitlines()
     monkeypatch.chdir(tmp_path)
@@ -264,6 +265,11 @@ def test_the_commands_of_the_documentation_run(tiny_folder, tmp_path, monkeypatc
         run(*arguments, "--model", tiny_folder)
     for folder in ("page", "page-1", "page-both", "steps"):
         check_links(tmp_path / folder)
+    monkeypatch.setattr("audiovq.AudioVQ.from_pretrained", lambda: tiny_model)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+    scope: dict[str, object] = {}
+    exec(compile(block, str(page), "exec"), scope)
+    assert scope["wav"].shape == (1, 1, 150 * TINY.hop_length)
 
 
 def test_pages_work_in_a_browser_from_disk(page, steps):
