@@ -7,9 +7,9 @@
 # %% [markdown]
 # # From sound to units, and back
 #
-# A notebook in plain Python: `jupytext --to ipynb docs/tutorials/tour.py` makes it one, editors open
-# it as it is, and `python docs/tutorials/tour.py` runs it from the checkout. It needs the extra
-# `plot`.
+# A notebook in plain Python: `jupytext --to ipynb docs/tutorials/tour.py` makes it one, editors
+# open it as it is, and `python docs/tutorials/tour.py` runs it from the checkout. It needs the
+# extra `plot`.
 
 # %%
 from pathlib import Path
