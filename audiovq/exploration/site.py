@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from audiovq.audio import fit_length, load_audio
+from audiovq.audio import fit_length, load_audio, save_audio
 from audiovq.exploration.against import Against
 from audiovq.exploration.corpus import Recording, Runs, chosen_runs, evenly, find_runs
 from audiovq.exploration.facts import CodeFacts, code_facts
-from audiovq.exploration.sounds import SUFFIX, alone, write_sound
+from audiovq.exploration.sounds import alone
 from audiovq.files import atomic_output
 from audiovq.model import AudioVQ
 from audiovq.pictures import new_figure, render, save_figure
@@ -24,6 +24,9 @@ from audiovq.pictures import new_figure, render, save_figure
 GENERATOR = "audiovq explore"
 """By this a page is known."""
 PAGE_FILES = Path(__file__).parent / "page"
+SUFFIX = ".flac"
+"""Of sounds. Opus and Vorbis take less room, but libsndfile encodes Opus at 19 times the speed of
+sound only, and Chromium plays no Vorbis of half a second."""
 CONTEXT_SECONDS = 0.3
 """Of sound before and after a stretch, where it is played."""
 CONTEXT_RUNS = 5
@@ -287,10 +290,10 @@ def _write_recordings(
         progress("recordings", number, len(recordings))
         indices = recording.indices.astype(np.int64)[None]
         wav = model.decode(indices).flatten().cpu().numpy()[: recording.n_samples]
-        write_sound(folder / "sound" / "decoded" / f"{number}{SUFFIX}", wav, rate)
+        save_audio(folder / "sound" / "decoded" / f"{number}{SUFFIX}", wav, rate)
         if recording.audio is not None:
             original = fit_length(load_audio(recording.audio, rate), recording.n_samples)
-            write_sound(folder / "sound" / "original" / f"{number}{SUFFIX}", original, rate)
+            save_audio(folder / "sound" / "original" / f"{number}{SUFFIX}", original, rate)
 
 
 def _write_alone(folder: Path, model: AudioVQ, level: int, progress: Progress) -> None:
@@ -298,7 +301,7 @@ def _write_alone(folder: Path, model: AudioVQ, level: int, progress: Progress) -
     for code, wav in enumerate(alone(model, level)):
         progress("codes alone", code, model.config.codebook_size)
         path = folder / "sound" / "alone" / f"{code}{SUFFIX}"
-        write_sound(path, wav, model.config.sample_rate)
+        save_audio(path, wav, model.config.sample_rate)
 
 
 def _unknown(recording: Recording) -> np.ndarray:
