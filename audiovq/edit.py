@@ -101,7 +101,7 @@ def swap_acoustics(a: Codes, b: Codes, *, only_shared: bool = True) -> tuple[Cod
     only_shared: swap only where the units are the same, and leave the other frames as they are;
         with False swap every frame, so that a unit may stand beside codes of another sound.
 
-    Both have the same shape; `take` gives one the timing of the other (docs/exploration.md).
+    Both have the same shape; `take` gives one the timing of the other.
     Raises `ValueError` when the shapes differ or there is no level but the units.
     """
     if a.indices.shape != b.indices.shape:

@@ -66,6 +66,10 @@ def explore(
     lag = _shift(shift, aligned=alignments is not None)
     with page_folder(out, GENERATOR, overwrite=force) as folder, _Bar(quiet) as bar:
         codec = load_model(model)
+        if level >= (n_levels := codec.config.n_codebooks):  # before all is encoded
+            raise typer.BadParameter(
+                f"--level is {level}; {codec.name} has levels 0 to {n_levels - 1}."
+            )
         found = _recordings(source, audio, codec, bar.show)
         write_site(
             folder,

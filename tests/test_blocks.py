@@ -20,8 +20,9 @@ import audiovq_cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs/index.md", *sorted((ROOT / "docs").glob("*/**/*.md"))]
-ELSEWHERE = {"docs/how_to/measure_units.md"}
-"""Pages that test_cli_units.py runs, on tokens with phone labels."""
+ELSEWHERE = {"docs/how_to/measure_units.md", "docs/how_to/explore_codes.md"}
+"""Pages that test_cli_units.py runs, on tokens with phone labels, and test_exploration_pages.py,
+with a small model."""
 ALIKE = {"", "text", "json", "toml"}
 """Blocks that are nothing to run."""
 NOT_HERE = ("pip install", "pytest", "audiovq --install-completion", "audiovq --show-completion")

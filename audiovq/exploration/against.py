@@ -23,6 +23,10 @@ class Against:
     n_recordings: int
     """That both have."""
 
+    def others(self) -> list[tuple[int, int]]:
+        """The others' codes in use, with their frames."""
+        return [(code, n) for code, n in enumerate(self.table.sum(axis=0).tolist()) if n]
+
     def others_of(self, code: int, n: int = 5) -> list[tuple[int, float]]:
         """The others' codes in the frames of `code`, with the shares of those they have."""
         return _largest(self.table[code], n)

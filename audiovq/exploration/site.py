@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from audiovq.audio import fit_length, load_audio
+from audiovq.audio import fit_length, load_audio, save_audio
 from audiovq.exploration.against import Against
 from audiovq.exploration.corpus import Recording, Runs, chosen_runs, evenly, find_runs
 from audiovq.exploration.facts import CodeFacts, code_facts
-from audiovq.exploration.sounds import SUFFIX, alone, write_sound
+from audiovq.exploration.sounds import alone
 from audiovq.files import atomic_output
 from audiovq.model import AudioVQ
 from audiovq.pictures import new_figure, render, save_figure
@@ -24,6 +24,9 @@ from audiovq.pictures import new_figure, render, save_figure
 GENERATOR = "audiovq explore"
 """By this a page is known."""
 PAGE_FILES = Path(__file__).parent / "page"
+SUFFIX = ".flac"
+"""Of sounds. Opus and Vorbis take less room, but libsndfile encodes Opus at 19 times the speed of
+sound only, and Chromium plays no Vorbis of half a second."""
 CONTEXT_SECONDS = 0.3
 """Of sound before and after a stretch, where it is played."""
 CONTEXT_RUNS = 5
@@ -102,25 +105,12 @@ def write_site(
     for file in ("style.css", "page.js"):
         shutil.copyfile(PAGE_FILES / file, folder / file)
     colours = phone_colours(labels.phones if labels else [])
-    common = _common(model, title, facts, colours, against)
-    (folder / "codes").mkdir()
+    common = _common(model, title, facts, colours, against) | {
+        "kept": int(heard.sum()),
+        "n_recordings": len(names),
+    }
     concordance = _Concordance(recordings, runs, labels, frames, model.config.frame_rate)
-    used = [fact.code for fact in facts if fact.n_frames]
-    for fact in facts:
-        progress("pages", fact.code, len(facts))
-        page = render(
-            PAGE_FILES / "code.html",
-            **common,
-            fact=fact,
-            rank=1 + sum(other.n_frames > fact.n_frames for other in facts),
-            lines=[concordance.line(int(run)) for run in chosen[fact.code]],
-            context_seconds=CONTEXT_SECONDS,
-            kept=int(heard.sum()),
-            n_recordings=len(names),
-            previous=next((code for code in reversed(used) if code < fact.code), None),
-            following=next((code for code in used if code > fact.code), None),
-        )
-        _write(folder / "codes" / f"{fact.code}.html", page)
+    _write_codes(folder / "codes", common, facts, chosen, concordance, progress)
     if against is not None:
         save_figure(confusion(against, facts), folder / "against.png")
         _write(folder / "against.html", render(PAGE_FILES / "against.html", **common))
@@ -130,8 +120,6 @@ def write_site(
         level=level,
         n_frames=int(runs.duration.sum()),
         n_runs=len(runs),
-        n_recordings=len(names),
-        kept=int(heard.sum()),
         n_original=sum(r.audio is not None for r in recordings.values()),
         lines=lines,
         labels=labels,
@@ -261,6 +249,32 @@ def _common(
     }
 
 
+def _write_codes(
+    folder: Path,
+    common: dict[str, Any],
+    facts: list[CodeFacts],
+    chosen: list[np.ndarray],
+    concordance: _Concordance,
+    progress: Progress,
+) -> None:
+    """A page for each code."""
+    folder.mkdir()
+    used = [fact.code for fact in facts if fact.n_frames]
+    for fact in facts:
+        progress("pages", fact.code, len(facts))
+        page = render(
+            PAGE_FILES / "code.html",
+            **common,
+            fact=fact,
+            rank=1 + sum(other.n_frames > fact.n_frames for other in facts),
+            lines=[concordance.line(int(run)) for run in chosen[fact.code]],
+            context_seconds=CONTEXT_SECONDS,
+            previous=next((code for code in reversed(used) if code < fact.code), None),
+            following=next((code for code in used if code > fact.code), None),
+        )
+        _write(folder / f"{fact.code}.html", page)
+
+
 def _write_recordings(
     folder: Path,
     model: AudioVQ,
@@ -276,10 +290,10 @@ def _write_recordings(
         progress("recordings", number, len(recordings))
         indices = recording.indices.astype(np.int64)[None]
         wav = model.decode(indices).flatten().cpu().numpy()[: recording.n_samples]
-        write_sound(folder / "sound" / "decoded" / f"{number}{SUFFIX}", wav, rate)
+        save_audio(folder / "sound" / "decoded" / f"{number}{SUFFIX}", wav, rate)
         if recording.audio is not None:
             original = fit_length(load_audio(recording.audio, rate), recording.n_samples)
-            write_sound(folder / "sound" / "original" / f"{number}{SUFFIX}", original, rate)
+            save_audio(folder / "sound" / "original" / f"{number}{SUFFIX}", original, rate)
 
 
 def _write_alone(folder: Path, model: AudioVQ, level: int, progress: Progress) -> None:
@@ -287,7 +301,7 @@ def _write_alone(folder: Path, model: AudioVQ, level: int, progress: Progress) -
     for code, wav in enumerate(alone(model, level)):
         progress("codes alone", code, model.config.codebook_size)
         path = folder / "sound" / "alone" / f"{code}{SUFFIX}"
-        write_sound(path, wav, model.config.sample_rate)
+        save_audio(path, wav, model.config.sample_rate)
 
 
 def _unknown(recording: Recording) -> np.ndarray:

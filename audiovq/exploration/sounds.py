@@ -1,28 +1,14 @@
-"""Sound for pages: compressed, and codes as they sound alone."""
+"""What codes sound like alone."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 
-from audiovq.audio import spelled
 from audiovq.model import AudioVQ
 
-SUFFIX = ".ogg"
 ALONE_FRAMES = (8, 10, 6)
 """Frames of silence, of the code, and of silence again, in what a code sounds like alone."""
-
-
-def write_sound(path: Path, wav: np.ndarray, sample_rate: int) -> None:
-    """Write float32 samples [n] as Ogg Vorbis, which browsers play; makes the folder.
-
-    Opus would be two thirds as large, but libsndfile takes 13 times as long for it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = np.clip(wav, -1, 1)
-    soundfile.write(spelled(path), samples, sample_rate, format="OGG", subtype="VORBIS")
 
 
 def neutral_codes(model: AudioVQ, n_q: int) -> torch.Tensor:

@@ -7,8 +7,9 @@
 # %% [markdown]
 # # From sound to units, and back
 #
-# A notebook in plain Python: `jupytext --to ipynb docs/tour.py` makes it one, editors open it as it
-# is, and `python docs/tour.py` runs it from the checkout. It needs the extra `plot`.
+# A notebook in plain Python: `jupytext --to ipynb docs/tutorials/tour.py` makes it one, editors
+# open it as it is, and `python docs/tutorials/tour.py` runs it from the checkout. It needs the
+# extra `plot`.
 
 # %%
 from pathlib import Path
@@ -54,8 +55,8 @@ print(codes.indices[0, 0, :20].tolist())
 
 # %%
 for unit, start, frames in run_lengths(codes.indices[0, 0].numpy())[:8]:
-    milliseconds = 1000 * frames / config.frame_rate
-    print(f"{start / config.frame_rate:5.2f} s  unit {unit:4}  {milliseconds:.0f} ms")
+    seconds, lasts = start / config.frame_rate, 1000 * frames / config.frame_rate
+    print(f"{seconds:5.2f} s  unit {unit:4}  {lasts:.0f} ms")
 
 # %% [markdown]
 # How much of a codebook does a recording of a few seconds use?
