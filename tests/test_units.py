@@ -116,6 +116,7 @@ def test_perfect_units_have_pnmi_one_and_one_unit_has_zero() -> None:
     table = np.diag([3, 5, 7])
     assert pnmi(table) == pytest.approx(1.0)
     assert adjusted_pnmi(table, 0.3) == pytest.approx(1.0)
+    assert adjusted_pnmi(np.diag([9, 1]), 0.1) == pytest.approx(1.0)  # half a bit in all
     assert phone_given_unit(table) == pytest.approx(0.0)
     assert pnmi(table.sum(axis=1, keepdims=True)) == 0.0
     assert pnmi(np.zeros((3, 3))) == 0.0
@@ -191,6 +192,13 @@ def test_held_out_accuracy_worked_by_hand() -> None:
     assert (hits[0], prior[0]) == (1, 1)
     # For utterance 1: 0 -> phone 1, 1 -> phone 0, 2 unseen -> phone 1, the majority.
     assert (hits[1], prior[1]) == (2, 2)
+
+
+def test_a_map_is_made_from_all_utterances_of_the_other_folds() -> None:
+    units = [np.array([0]), np.array([1, 1]), np.array([0, 1])]
+    phones = [np.array([2]), np.array([1, 1]), np.array([2, 1])]
+    hits, _ = held_out_hits(units, phones, np.array([0, 0, 1]), 2, 3)
+    assert hits[2] == 2  # one frame from each of the others
 
 
 def test_units_that_only_a_speaker_uses_do_not_help_held_out() -> None:
