@@ -39,7 +39,9 @@ def info(
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = str(value)
+        if isinstance(value, list):  # lines of text, or numbers of levels
+            text = ("\n" if any(isinstance(v, str) for v in value) else ", ").join(map(str, value))
         table.add_row(plain(name.replace("_", " ")), plain(text))
     Console().print(table)
 
