@@ -357,9 +357,17 @@ class Level(nn.Module):
         past = torch.cat([state, (powers.mean(dim=2) / self.scale).to(state.dtype)], dim=1)
         frames = past.unfold(1, n_frames, 1)  # [B, len(weights), T]
         weighted = frames * self.weights
-        total = (weighted * frames).sum(dim=1) + self.FAINT**2
-        level = total / (weighted.sum(dim=1) + self.FAINT) / self.USUAL
+        total = _sum_in_order(weighted * frames) + self.FAINT**2
+        level = total / (_sum_in_order(weighted) + self.FAINT) / self.USUAL
         return level.unsqueeze(2), past[:, n_frames:]
+
+
+def _sum_in_order(x: Tensor) -> Tensor:
+    """The sum of x [B, n, T] over n, in an order that does not depend on T, as a library's may."""
+    while (n := x.shape[1]) > 1:
+        pairs = x[:, : n // 2] + x[:, n // 2 : n // 2 * 2]
+        x = torch.cat([pairs, x[:, n // 2 * 2 :]], dim=1)
+    return x[:, 0]
 
 
 class Fourier(nn.Module):
