@@ -17,6 +17,7 @@ from audiovq.files import FileRefused
 from .codebook import codebook
 from .corpus import corpus
 from .decode import decode
+from .demo import demo
 from .encode import encode
 from .evaluate import evaluate
 from .explore import explore
@@ -48,6 +49,7 @@ EXTRAS = {
     "visqol": "visqol",
     "sklearn": "units",
     "praatio": "units",
+    "gradio": "demo",
     "fastabx": "units",
     "pyarrow": "corpus",
     "datasets": "datasets",
@@ -120,6 +122,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     evaluate,
     explore,
     interpolate,
+    demo,
     prepare,
     train,
     export,

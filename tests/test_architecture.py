@@ -12,7 +12,7 @@ import pytest
 from audiovq.moved import MOVED
 
 ROOT = Path(__file__).parent.parent
-WINGS = {"training", "quality", "units", "exploration", "lm", "corpus"}
+WINGS = {"training", "quality", "units", "exploration", "lm", "corpus", "demo"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
     {

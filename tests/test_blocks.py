@@ -28,7 +28,7 @@ ALIKE = {"", "text", "json", "toml"}
 NOT_HERE = ("pip install", "pytest", "audiovq --install-completion", "audiovq --show-completion")
 """Lines that start so change the machine, or are what runs now."""
 SMALL = {
-    "model": ("channels=[8,8,8]", "encoder_blocks=[1,1,1]", "decoder_channels=8"),
+    "model": ("channels=[8,8,8]", "encoder_blocks=[1,1,1]", "codebook_size=16"),
     "train": ("steps=3", "autoencoder_steps=1", "adversarial_from=3", "threads=1"),
     "data": ("workers=0", "batch_size=2"),
 }
@@ -50,12 +50,13 @@ RUN = {
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder that looks like the checkout, with recordings, for blocks to write into."""
-    for name in ("examples", "recipes", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     shortest = sorted(EXAMPLES, key=lambda path: path.stat().st_size)[:2]
-    for name in ("recordings", "wavs", "more"):
+    named = [path for path in EXAMPLES if path.stem.endswith("0870")]
+    folders = {"examples": named + shortest, "recordings": shortest, "wavs": shortest}
+    for name, paths in (folders | {"more": named}).items():
         (tmp_path / name).mkdir()
-        for path in shortest:
+        for path in paths:
             (tmp_path / name / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")

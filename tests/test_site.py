@@ -83,8 +83,8 @@ def inner(pages: dict[Path, Page], path: Path, links: list[str]) -> Iterator[tup
 def test_no_link_is_broken(site, pages):
     assert len(pages) > 30
     for path, page in pages.items():
-        if path.name == "404.html":
-            continue  # its links begin at the root, wherever that is
+        if path.name == "404.html":  # its links begin at the root, wherever that is
+            continue
         for link, target, name in inner(pages, path, page.links + page.resources):
             assert target.exists(), f"{path.relative_to(site)}: {link}"
             if name and target in pages:

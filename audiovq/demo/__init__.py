@@ -1,0 +1,1 @@
+"""The codec as a page in the browser, on this machine. It needs the extra `demo`."""

@@ -1,0 +1,213 @@
+"""The page: what stands where, and what happens on a click."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.utils import get_upload_folder
+
+from audiovq.audio import as_int16
+from audiovq.codes import npy_bytes, pack_avq
+from audiovq.demo.picture import TimeAxis, draw
+from audiovq.demo.work import Heard, Limits, decode, given_codes, listen, unit_alone
+from audiovq.model import AudioVQ
+from audiovq.segment import run_lengths
+
+Codec = Callable[[np.ndarray], tuple[np.ndarray, float]]
+"""Another codec: sound float32 [N] at 16 kHz to what it makes of it [N], and its kbit/s."""
+Others = Mapping[str, Codec]
+"""Other codecs by name."""
+
+CSS = """
+#picture .image-frame, #picture .image-container, #picture button { overflow-x: auto; }
+#picture { overflow-x: auto; }
+#picture img { max-width: none !important; width: auto !important; height: auto !important; }
+"""
+"""The picture of a long recording is wider than the window, and is scrolled."""
+THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+"""The visitor's own fonts: nothing is fetched."""
+AT_ONCE = 2
+"""Visitors that are computed for at once; the others wait in a queue."""
+WAITING = 64
+"""Requests that may wait."""
+KEEP = 3600
+"""Seconds for which a visitor's files and recording are kept."""
+NOTHING = (None,) * 6
+"""What is shown of a recording that is not there."""
+
+
+def build(model: AudioVQ, limits: Limits, others: Others) -> gr.Blocks:
+    """The page for a model. Each visitor has a state of their own; nothing is shared."""
+    answers = Answers(model, limits)
+    with gr.Blocks(title="audiovq", analytics_enabled=False, delete_cache=(KEEP, KEEP)) as page:
+        gr.Markdown(
+            f"# audiovq\n{model.name}: speech to tokens and back. All is computed on the machine "
+            "that serves this page; nothing is sent on."
+        )
+        with gr.Tab("Sound"):
+            heard = _sound_tab(answers)
+            for name, codec in others.items():
+                _other_codec(answers, name, codec, heard)
+        with gr.Tab("Tokens"):
+            _tokens_tab(answers)
+    return page.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
+
+
+class Answers:
+    """What the page answers to its visitors: a sentence, where something cannot be done."""
+
+    def __init__(self, model: AudioVQ, limits: Limits) -> None:
+        self.model = model
+        self.limits = limits
+
+    def hear(self, path: str | None, n_q: int) -> tuple[Any, ...]:
+        """Encode a recording: a sentence, the recording, its sound and picture at `n_q` levels,
+        the picture's axis, token files, and no unit."""
+        if path is None:
+            return "", *NOTHING, ""
+        try:
+            found = listen(self.model, path, self.limits)
+        except (ValueError, OSError) as error:
+            return _sentence(error, path), *NOTHING, ""
+        n_frames, n_runs = found.indices.shape[1], len(run_lengths(found.indices[0]))
+        text = (
+            f"{len(found.wav) / self.model.config.sample_rate:.2f} s, {n_frames} frames, {n_runs} "
+            "units when repeats are merged."
+        )
+        return text, found, *self.change(found, n_q), self._files(found, Path(path).stem), None, ""
+
+    def change(self, found: Heard | None, n_q: int) -> tuple[Any, ...]:
+        """A recording's sound and picture at another number of levels, with its axis."""
+        if found is None:
+            return None, None, None
+        rate, samples = decode(self.model, found.indices, int(n_q), len(found.wav))
+        decoded = samples.astype(np.float32) / 32768
+        frame_rate = self.model.config.frame_rate
+        pixels, axis = draw(found.wav, decoded, found.indices[0], rate, frame_rate)
+        return (rate, samples), pixels, axis
+
+    def click(
+        self, found: Heard | None, axis: TimeAxis | None, event: gr.SelectData
+    ) -> tuple[Any, str]:
+        """What the unit under the pointer sounds like alone, and a sentence about it."""
+        if found is None or axis is None:
+            return None, ""
+        units = found.indices[0]
+        frame = axis.frame_at(event.index[0])
+        if not 0 <= frame < len(units):
+            return None, "There is no unit at this place."
+        number = int(units[frame])
+        n_same = int((units == number).sum())
+        at = frame / self.model.config.frame_rate
+        text = f"Unit {number}, at {at:.2f} s. It has {n_same} of the {len(units)} frames."
+        return unit_alone(self.model, number), text
+
+    def compare(self, codec: Codec, name: str, found: Heard | None) -> tuple[Any, str]:
+        """A recording through another codec."""
+        if found is None:
+            return None, "Record or upload something first."
+        try:
+            wav, kbits = codec(found.wav)
+        except (ValueError, OSError) as error:
+            return None, _sentence(error)
+        sound = (self.model.config.sample_rate, as_int16(wav))
+        return sound, f"{name}: {kbits:.1f} kbit/s with its container."
+
+    def play(self, text: str, path: str | None) -> tuple[Any, str]:
+        """Tokens as sound: a file's, or units as text where there is none."""
+        try:
+            indices = given_codes(self.model, text, path, self.limits)
+        except (ValueError, OSError) as error:
+            return None, _sentence(error, path)
+        n_q, n_frames = indices.shape
+        return decode(self.model, indices, n_q), f"Levels: {n_q}. Frames: {n_frames}."
+
+    def _files(self, heard: Heard, name: str) -> list[str]:
+        """Token files of a recording, where gradio serves them from and deletes them."""
+        header = self.model.header(len(heard.indices), len(heard.wav))
+        contents = {".npy": npy_bytes(heard.indices), ".avq": pack_avq(heard.indices, header)}
+        return [
+            gr.processing_utils.save_bytes_to_cache(data, name + suffix, get_upload_folder())
+            for suffix, data in contents.items()
+        ]
+
+
+def _sound_tab(answers: Answers) -> gr.State:
+    """A recording from all sides; returns where it is kept."""
+    config = answers.model.config
+    heard = gr.State(None, time_to_live=KEEP)
+    axis = gr.State(None, time_to_live=KEEP)
+    source = gr.Audio(
+        sources=["upload", "microphone"],
+        type="filepath",
+        buttons=[],  # no button that shares a recording
+        label=f"Speech, at most {answers.limits.seconds:g} s",
+        elem_id="source",
+    )
+    said = gr.Markdown(elem_id="said")
+    levels = gr.Slider(
+        1,
+        config.n_codebooks,
+        value=config.n_codebooks,
+        step=1,
+        label="Levels",
+        info=f"{config.bitrate(1) / 1000:g} kbit/s each; the first alone are the units",
+        elem_id="levels",
+    )
+    decoded = _sound("Decoded", "decoded")
+    gr.Markdown(
+        "The original, what was decoded, and the units under them: click on one to hear it."
+    )
+    picture = gr.Image(
+        label="Original, decoded, units",
+        show_label=False,
+        interactive=False,
+        buttons=["download"],
+        elem_id="picture",
+    )
+    about_unit = gr.Markdown(elem_id="about-unit")
+    unit = _sound("The unit alone", "unit", autoplay=True)
+    files = gr.Files(label="Tokens to keep", interactive=False, height=150, elem_id="files")
+    shown = [decoded, picture, axis]
+    source.change(answers.hear, [source, levels], [said, heard, *shown, files, unit, about_unit])
+    levels.release(answers.change, [heard, levels], shown)
+    picture.select(answers.click, [heard, axis], [unit, about_unit])
+    return heard
+
+
+def _other_codec(answers: Answers, name: str, codec: Codec, heard: gr.State) -> None:
+    button = gr.Button(f"Compare with {name}", elem_id="compare")
+    said = gr.Markdown(elem_id="compared-said")
+    sound = _sound(name, "compared")
+    button.click(partial(answers.compare, codec, name), heard, [sound, said])
+
+
+def _tokens_tab(answers: Answers) -> None:
+    with gr.Row():
+        text = gr.Textbox(
+            label="Units: numbers between blanks, a frame each, or unit:frames",
+            placeholder="375 375 12:4 901",
+            lines=6,
+            elem_id="units-text",
+        )
+        file = gr.File(label="or a token file (.npy, .avq)", type="filepath", elem_id="token-file")
+    button = gr.Button("Decode", variant="primary", elem_id="decode")
+    said = gr.Markdown(elem_id="tokens-said")
+    sound = _sound("Decoded", "tokens-sound")
+    button.click(answers.play, [text, file], [sound, said])
+
+
+def _sound(label: str, name: str, *, autoplay: bool = False) -> gr.Audio:
+    """Something to listen to."""
+    return gr.Audio(
+        label=label, interactive=False, buttons=["download"], autoplay=autoplay, elem_id=name
+    )
+
+
+def _sentence(error: Exception, path: str | None = None) -> str:
+    """What went wrong, with the name that the visitor knows instead of the path on the server."""
+    said = str(error)
+    return f"**{said.replace(path, Path(path).name) if path else said}**"

@@ -1,0 +1,64 @@
+"""The server of the page, which neither fetches nor sends anything elsewhere."""
+
+import os
+import tempfile
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from audiovq.demo.page import CSS, THEME, Others, build
+from audiovq.demo.work import Limits
+from audiovq.model import AudioVQ
+
+HEADERS = (
+    (b"content-security-policy", b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""What a browser may load for the page, and where it may send: this server alone."""
+
+
+class OnlyHere:
+    """Answers go out with `HEADERS`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def application(model: AudioVQ, limits: Limits, others: Others) -> FastAPI:
+    """The page as a web application, at its root."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    app.add_middleware(OnlyHere)
+    return gr.mount_gradio_app(
+        app,
+        build(model, limits, others),
+        path="/",
+        footer_links=[],
+        max_file_size=f"{limits.megabytes}mb",
+        ssr_mode=False,
+        enable_monitoring=False,
+        theme=THEME,
+        css=CSS,
+    )
+
+
+def serve(model: AudioVQ, limits: Limits, others: Others, *, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C; what visitors sent is deleted at the end.
+
+    others: codecs to compare with, by name; see `page.Others`.
+    """
+    with tempfile.TemporaryDirectory(prefix="audiovq-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        app = application(model, limits, others)
+        # Pages that are open keep a connection, for which it would wait without an end.
+        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
