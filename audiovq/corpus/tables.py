@@ -126,7 +126,7 @@ def _records(path: Path, chosen: dict[str, str]) -> Iterator[tuple[int, dict[str
         return
     with _open_text(path) as file:
         reader = _reader(path, file)
-        header = next(reader, [])
+        header: list[str] = next(reader, [])
         places = {name: header.index(column) for name, column in chosen.items()}
         try:
             for number, values in enumerate(filter(None, reader), 1):

@@ -38,7 +38,7 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
                     if _goes_on(path, end):  # tarfile takes a broken header for the end
                         damage = f"it is damaged from byte {end} on"
                     break
-                tar.members.clear()  # of which it would keep all
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all
                 end = member.offset_data + member.size
                 if not member.isfile():
                     continue
