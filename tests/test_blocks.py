@@ -51,7 +51,8 @@ RUN = {
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder that looks like the checkout, with recordings, for blocks to write into."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for name in ("recipes", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
     shortest = sorted(EXAMPLES, key=lambda path: path.stat().st_size)[:2]
     named = [path for path in EXAMPLES if path.stem.endswith("0870")]
     folders = {"examples": named + shortest, "recordings": shortest, "wavs": shortest}
