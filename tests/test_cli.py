@@ -137,7 +137,7 @@ def test_a_second_run_skips_what_is_whole_and_of_this_model(run, folder, tmp_pat
     two.write_bytes(two.read_bytes()[:-1])
     result = run(*arguments, "--json")
     assert "1 of 2 files written, 1 were there already" in result.stderr
-    again, skipped = (json.loads(line) for line in result.stdout.splitlines())
+    skipped, again = (json.loads(line) for line in result.stdout.splitlines())
     assert (again["target"], again["frames"]) == (str(two), 25)
     assert skipped == {"source": str(folder / "one.wav"), "target": str(one), "skipped": True}
     assert one.read_bytes() == whole

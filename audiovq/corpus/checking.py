@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from audiovq.corpus import layout
+import audiovq.corpus.layout as layout
 from audiovq.corpus.layout import Corpus, Entry, read_corpus, read_entry
 from audiovq.corpus.shards import open_shard, shard_metadata, tar_records
 from audiovq.corpus.worker import checksum

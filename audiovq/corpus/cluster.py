@@ -32,17 +32,14 @@ def run_ray(
     import ray
     import ray.data
 
-    local: dict[str, Any] = (
-        {} if address else {"num_cpus": n_workers, "object_store_memory": LOCAL_STORE}
-    )
+    how: dict[str, Any] = {}  # what the Ray of a cluster has not decided
+    if not address:
+        how = {"num_cpus": n_workers, "object_store_memory": LOCAL_STORE}
+        how |= {"include_dashboard": False}
+    if not address or "://" not in address:
+        how |= {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(
-            address=address,
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **local,
-        )
+        ray.init(address=address, **how)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise FileRefused(f"Ray at {address or 'this machine'} cannot be used: {error}") from error
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from audiovq.corpus import layout
+import audiovq.corpus.layout as layout
 from audiovq.corpus.codec import ModelLoader
 from audiovq.corpus.layout import Corpus, Entry, Settings, done_entry, read_corpus
 from audiovq.corpus.planning import write_plan
@@ -176,7 +176,7 @@ def _refuse_other_settings(out: Path, before: Settings, now: Settings) -> None:
     for name, value in vars(before).items():
         if value != getattr(now, name):
             raise FileRefused(
-                f"{out} was begun with {name.replace('_', ' ')} {value}, not {getattr(now, name)}. "
+                f"{out} was begun with {name} {value}, not {getattr(now, name)}. "
                 "Name another output, or add --update to encode it anew."
             )
 

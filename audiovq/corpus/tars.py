@@ -35,6 +35,8 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
                     yield Problem(below, f"it is damaged from byte {end} on ({error})")
                     break
                 if member is None:
+                    if _goes_on(path, end):  # tarfile takes a broken header for the end
+                        yield Problem(below, f"it is damaged from byte {end} on")
                     break
                 tar.members.clear()  # of which it would keep all
                 end = member.offset_data + member.size
@@ -71,6 +73,13 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
                 yield _told(row, about)
     except (OSError, tarfile.TarError) as error:
         yield Problem(below, f"it cannot be read as an uncompressed tar ({error})")
+
+
+def _goes_on(path: Path, end: int) -> bool:
+    """Whether a tar has more than zeros after its last member, which ends at `end`."""
+    with path.open("rb") as file:
+        file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        return bool(file.read(tarfile.BLOCKSIZE).strip(b"\0"))
 
 
 def _told(row: Row, about: dict[str, str]) -> Row:
