@@ -32,6 +32,7 @@ def run_ray(
     import ray
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every run
     how: dict[str, Any] = {}  # what the Ray of a cluster has not decided
     if not address:
         how = {"num_cpus": n_workers, "object_store_memory": LOCAL_STORE}
@@ -40,7 +41,7 @@ def run_ray(
         how |= {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address=address, **how)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # all kinds of them
         raise FileRefused(f"Ray at {address or 'this machine'} cannot be used: {error}") from error
     try:
         context = ray.data.DataContext.get_current()

@@ -26,17 +26,17 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
     try:
         size = os.path.getsize(path)
         with tarfile.open(path, "r:") as tar:
-            row, key, end = None, None, 0
+            row, key, end, damage = None, None, 0, None
             about: dict[str, str] = {}
             while True:
                 try:
                     member = tar.next()
                 except tarfile.TarError as error:
-                    yield Problem(below, f"it is damaged from byte {end} on ({error})")
+                    damage = f"it is damaged from byte {end} on ({error})"
                     break
                 if member is None:
                     if _goes_on(path, end):  # tarfile takes a broken header for the end
-                        yield Problem(below, f"it is damaged from byte {end} on")
+                        damage = f"it is damaged from byte {end} on"
                     break
                 tar.members.clear()  # of which it would keep all
                 end = member.offset_data + member.size
@@ -71,6 +71,8 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
                     )
             if row is not None:
                 yield _told(row, about)
+            if damage is not None:
+                yield Problem(below, damage)
     except (OSError, tarfile.TarError) as error:
         yield Problem(below, f"it cannot be read as an uncompressed tar ({error})")
 
