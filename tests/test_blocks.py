@@ -19,11 +19,14 @@ from typer.testing import CliRunner
 import audiovq_cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs/index.md", ROOT / "docs/corpora.md"]
-PAGES += sorted((ROOT / "docs").glob("*/**/*.md"))
-ELSEWHERE = {"docs/how_to/measure_units.md", "docs/how_to/explore_codes.md"}
-"""Pages that test_cli_units.py runs, on tokens with phone labels, and test_exploration_pages.py,
-with a small model."""
+PAGES = [ROOT / "README.md", ROOT / "docs/index.md", *sorted((ROOT / "docs").glob("*/**/*.md"))]
+ELSEWHERE = {
+    "docs/how_to/measure_units.md",
+    "docs/how_to/explore_codes.md",
+    "docs/how_to/language_models.md",
+}
+"""Pages that test_cli_units.py runs, on tokens with phone labels, test_exploration_pages.py, with a
+small model, and test_docs.py, after a training."""
 ALIKE = {"", "text", "json", "toml"}
 """Blocks that are nothing to run."""
 NOT_HERE = ("pip install", "pytest", "audiovq --install-completion", "audiovq --show-completion")

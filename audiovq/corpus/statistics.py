@@ -85,7 +85,7 @@ def _hash(example: Example) -> int:
 def statistics(
     folder: str | Path, *, n: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """The figures of a corpus; see `docs/corpora.md`.
+    """The figures of a corpus; see `docs/how_to/corpora.md`.
 
     n: length of the longest n-grams. progress: called with row groups read and their number.
 
