@@ -9,7 +9,7 @@ import soundfile
 
 from audiovq.audio import AudioReader, audio_suffixes, load_audio, save_audio
 from audiovq.files import FileRefused
-from audiovq.quality import evaluate
+from audiovq.quality import files
 from audiovq.training import recordings
 from audiovq.training.data import read_crop
 from audiovq.units.files import find_audio
@@ -104,7 +104,7 @@ def test_every_folder_is_searched_for_the_same_suffixes(tmp_path, rng):
     (tmp_path / "notes.txt").write_text("none")
     names = {suffix[1:] for suffix in suffixes}
     assert set(find_audio(tmp_path)) == names
-    assert {path.stem for path in evaluate._list_audio(tmp_path)[1]} == names
+    assert {path.stem for path in files.list_audio(tmp_path)[1]} == names
     cuts, unreadable = recordings.find_recordings(tmp_path)
     assert {cut.id for cut in cuts} == names
     assert not unreadable

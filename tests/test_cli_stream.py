@@ -227,8 +227,10 @@ def test_what_is_no_pipe_is_one_sentence(tiny_folder, samples, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_the_input(monkeypatch, name):
+def test_a_signal_ends_the_input(monkeypatch, request, name):
     """What is in the pipe by then is read, and nobody has to close it."""
+    kept = signal.signal(signal.Signals[name], signal.SIG_DFL)  # under nohup one is ignored
+    request.addfinalizer(lambda: signal.signal(signal.Signals[name], kept))
     before = signal.getsignal(signal.Signals[name])
     out, into = os.pipe()
     with open(out) as stdin, open(into, "wb", buffering=0) as microphone:
