@@ -1,5 +1,6 @@
 """Models and sound that several tests share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from tiny import EXAMPLES, TINY, random_tables, started_model
 from audiovq import AudioVQ
 from audiovq.audio import load_audio
 from audiovq.entropy import TABLES_FILE, write_tables
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # as many workers as cores: threads that wait for each other crawl
 
 
 @pytest.fixture(scope="session")
