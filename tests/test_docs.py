@@ -28,7 +28,15 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 COMMANDS = typer.main.get_command(app)
 GONE = re.compile(r"audiovq\.units\.merge_repeats")
 """What the changelog says is removed."""
-OTHERS = {"loss.name", "model.stream", "model.safetensors", "train.jsonl", "train.npy", "train.tsv"}
+OTHERS = {
+    "loss.name",
+    "model.decode",
+    "model.stream",
+    "model.safetensors",
+    "train.jsonl",
+    "train.npy",
+    "train.tsv",
+}
 """What looks like a setting and is none."""
 FOLDERS = ("audiovq", "cli", "tests", "docs", "benchmarks", "recipes", "examples", ".ci")
 
