@@ -22,7 +22,7 @@ from audiovq.entropy import TABLES_FILE, Tables, read_tables, register, write_ta
 from audiovq.entry import as_codes, as_wav, entry
 from audiovq.files import FileRefused, atomic_output, refuse_existing
 from audiovq.network import Decoder, Encoder
-from audiovq.quantize import Quantized, Search, SplitQuantizer, make_quantizer, nearest
+from audiovq.quantize import Quantized, Search, SplitQuantizer, make_quantizer
 from audiovq.stream import Stream
 from audiovq.weights import check_finite, check_types, kept, load_weights
 
@@ -278,14 +278,6 @@ class AudioVQ(nn.Module):
         """What level 0 quantizes of wav [B, 1, N]: [B, T, codebook_dim], T the frames, or with
         `level_strides` the units, of whole groups."""
         return self.quantizer.unit_vectors(self.latent(wav))
-
-    @torch.no_grad()
-    def units(self, wav: Tensor) -> Tensor:
-        """Level 0 once, [B, T] as in `unit_vectors`, of wav [B, 1, N], all items at once: those of
-        `encode` but for sums in another order."""
-        vectors = self.unit_vectors(wav)
-        codes = nearest(vectors.flatten(0, 1), self.quantizer.codebooks[0].vectors)
-        return codes.view(vectors.shape[:2])
 
     @entry
     @torch.no_grad()
