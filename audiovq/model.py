@@ -133,10 +133,10 @@ class AudioVQ(nn.Module):
         wav = wav.masked_fill(torch.arange(wav.shape[2], device=wav.device) >= samples, 0.0)
         wav = self._padded(wav)
         searches = [Search(table, pack=False) for table in self.quantizer.tables()[:n_q]]
-        state, codes = self.encoder.initial_state(len(wav)), []
+        state, codes = self.encoder.initial_state(len(wav))[self.encoder.needed(n_q)], []
         group = hop * config.group_frames
         for piece in wav.split(max(1, BATCH_FRAMES * hop // group) * group, dim=2):
-            z, state = self.encoder(piece, state)
+            z, state = self.encoder.path(n_q)(piece, state)
             codes.append(self.quantizer.encode(z, searches))
         indices = torch.cat(codes, dim=2)[:, :, config.first_frame :][:, :, :n_frames]
         starts = torch.arange(n_frames, device=wav.device) * hop
@@ -227,11 +227,13 @@ class AudioVQ(nn.Module):
 
         wav: [B, 1, N], N a multiple of hop_length.
         """
-        z = self.encoder.hear(self._padded(wav))[:, self.config.first_frame :]
+        if self.encoder.level is None:
+            raise ValueError("Only with level_frames do the units have all layers for themselves.")
+        z = self._latent(wav, 1)
         assert isinstance(self.quantizer, SplitQuantizer)
         with torch.autocast(wav.device.type, enabled=False):
             one = torch.ones(len(wav), dtype=torch.int64, device=wav.device)
-            return self.quantizer.units(z.float(), one)
+            return self.quantizer.units(z, one)
 
     def resynthesize(self, codes: Tensor, n_q: Tensor) -> Output:
         """The decoder's part of `forward`, for codes [B, n_codebooks, T] that are known.
@@ -262,8 +264,11 @@ class AudioVQ(nn.Module):
         `Encoder`. T are the frames of N samples, in whole groups."""
         return self._latent(wav)
 
-    def _latent(self, wav: Tensor) -> Tensor:
-        z, _ = self.encoder(self._padded(wav), self.encoder.initial_state(len(wav)))
+    def _latent(self, wav: Tensor, n_q: int | None = None) -> Tensor:
+        """What `n_q` levels need of the latent, all of it when None."""
+        n_q = n_q or self.config.n_codebooks
+        state = self.encoder.initial_state(len(wav))[self.encoder.needed(n_q)]
+        z, _ = self.encoder.path(n_q)(self._padded(wav), state)
         return z[:, self.config.first_frame :].float()
 
     def _padded(self, wav: Tensor) -> Tensor:
@@ -277,7 +282,7 @@ class AudioVQ(nn.Module):
     def unit_vectors(self, wav: Tensor) -> Tensor:
         """What level 0 quantizes of wav [B, 1, N]: [B, T, codebook_dim], T the frames, or with
         `level_strides` the units, of whole groups."""
-        return self.quantizer.unit_vectors(self.latent(wav))
+        return self.quantizer.unit_vectors(self._latent(wav, 1))
 
     @entry
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,8 @@ class Encoder(nn.Module):
             self.level = Level(config.level_frames, self.log_spectrum)
             self.unit_front = nn.Linear(config.spectrum_size, width)
             self.unit_stack = copy.deepcopy(CausalStack(layers[self.join + 1 : n_shared]))
+        self.n_sound = n_shared + self.unit_blocks
+        """Tensors of the state before those of the units' own layers."""
         self.unit_gradient = 1.0
         """Share of the units' gradient that reaches the layers they share with the sound."""
 
@@ -121,17 +124,23 @@ class Encoder(nn.Module):
         x, state = self.units(x + self.unit_spectrum(features), state)
         return x, state, [*after_front, after_level]
 
-    def hear(self, wav: Tensor) -> Tensor:
-        """The units' half of the latent of wav [B, 1, N] from its start, [B, T, D], without the
-        sound's layers. Only with `level_frames`."""
-        if self.log_spectrum is None or self.level is None:
-            raise ValueError("Only with level_frames do the units have all layers for themselves.")
-        n_items = len(wav)
-        silence = self.log_spectrum.initial_state(n_items)
-        powers, _ = self.log_spectrum.powers(wav.squeeze(1), silence)
-        front = [*self.unit_stack.initial_state(n_items), self.level.initial_state(n_items)]
-        units, *_ = self._hear(powers, self.units.initial_state(n_items), front)
-        return self.unit_norm(units)
+    def path(self, n_q: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """What computes all that `n_q` levels need of the latent: for the units alone `hear`, where
+        they have layers of their own, else `forward`."""
+        return self.hear if self.needed(n_q).start else self
+
+    def needed(self, n_q: int) -> slice:
+        """Which tensors of the state `path(n_q)` takes and gives."""
+        return slice(self.n_sound if n_q == 1 and self.level is not None else 0, None)
+
+    def hear(self, wav: Tensor, state: State) -> tuple[Tensor, State]:
+        """The units' half of the latent of wav [B, 1, T * hop], [B, T, D], without the sound's
+        layers; state: what is `needed` of it for one level. Only with `level_frames`."""
+        assert self.log_spectrum is not None
+        n_own = self.unit_blocks
+        powers, after_spectrum = self.log_spectrum.powers(wav.squeeze(1), state[n_own])
+        units, after, after_level = self._hear(powers, state[:n_own], state[n_own + 1 :])
+        return self.unit_norm(units), [*after, after_spectrum, *after_level]
 
     @torch.no_grad()
     def fit_front(self, wavs: list[Tensor]) -> None:

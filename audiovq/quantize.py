@@ -275,11 +275,12 @@ class SplitQuantizer(nn.Module):
     """Level 0 and the residual stack side by side, each with projections of its own; their
     quantized latents add up. Units can then follow phonemes without spoiling the sound.
 
-    With `unit_blocks` each of them has its own half of the latent [B, T, 2 * dim]."""
+    With `unit_blocks` each of them has its own half of the latent [B, T, 2 * dim]; for level 0
+    alone the units' half is enough."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_parts = 2 if config.unit_blocks else 1
+        self.dim = config.channels[-1]
         self.units = ResidualQuantizer(config, config.frames_per_code[:1])
         self.acoustic = ResidualQuantizer(config, config.frames_per_code[1:])
 
@@ -290,7 +291,7 @@ class SplitQuantizer(nn.Module):
 
     def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """What the units see of the latent, and what the sound does."""
-        parts = z.chunk(self.n_parts, dim=-1)
+        parts = z.split(self.dim, dim=-1)
         return parts[-1], parts[0]
 
     def tables(self) -> list[Tensor]:
@@ -396,8 +397,11 @@ class Search:
         return torch.addmm(self._norms, x, self.table.t(), alpha=-2)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Index [M] of the nearest row for each row of x [M, D]."""
-        return self.scores(x).argmin(dim=1)
+        """Index [M] of the nearest row for each row of x [M, D], the first of equal ones."""
+        scores = self.scores(x)
+        if self._packed is not None:  # NumPy's argmin is a dozen times as fast as torch's on a CPU
+            return torch.from_numpy(scores.numpy().argmin(axis=1))
+        return scores.argmin(dim=1)
 
 
 def nearest(x: Tensor, table: Tensor) -> Tensor:

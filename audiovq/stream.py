@@ -83,10 +83,10 @@ class _Engine:
         self, pieces: Iterable[Tensor], state: State, n_q: int
     ) -> tuple[list[Tensor], State]:
         """Codes [1, n_q, T] of each piece [1, 1, T * hop], one after the other, on one thread."""
-        codes = []
+        path, codes = self.encoder.path(n_q), []
         with torch.inference_mode(), _one_thread():
             for samples in pieces:
-                z, state = self.encoder(samples, state)
+                z, state = path(samples, state)
                 codes.append(self.quantizer.encode(z, self.searches[:n_q]))
         return codes, state
 
@@ -101,7 +101,7 @@ class _Engine:
         n_blocks = wav.shape[2] // self.block
 
         def initial(start: int) -> State:
-            return self.initial_encoder_state
+            return self.initial_encoder_state[self.encoder.needed(n_q)]
 
         return self._shared(compute, n_blocks, self.warm_up, state, initial)
 
@@ -286,13 +286,14 @@ class Stream:
     def __init__(self, model: Codec, n_q: int) -> None:
         self._engine = engine = _engine(model)
         self._n_q = n_q
+        self._needed = engine.encoder.needed(n_q)
         self._start_encoder()
         self._decoder_state = engine.initial_decoder_state
         self._n_frames = 0  # received by decode
 
     def _start_encoder(self) -> None:
         config = self._engine.config
-        self._encoder_state = self._engine.initial_encoder_state
+        self._encoder_state = self._engine.initial_encoder_state[self._needed]
         # Samples of the block that is not full yet.
         lead = config.lead * config.hop_length
         self._pending = torch.zeros(1, 1, lead, dtype=torch.float32, device=self._engine.device)
@@ -378,8 +379,13 @@ class Stream:
         return codes, torch.cat([self.decode(codes), self.flush_decode()], dim=2)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The stream's memory as tensors, to be saved (safetensors) and restored."""
-        state = {f"encoder.{i}": tensor for i, tensor in enumerate(self._encoder_state)}
+        """The stream's memory as tensors, to be saved (safetensors) and restored.
+
+        Where the units have layers of their own (`level_frames`), a stream of the units alone
+        remembers nothing of the sound's layers, and only a stream of one level goes on from there.
+        """
+        first = self._needed.start
+        state = {f"encoder.{i}": tensor for i, tensor in enumerate(self._encoder_state, first)}
         state |= {f"decoder.{i}": tensor for i, tensor in enumerate(self._decoder_state)}
         counts = [self._sent, self._n_samples, self._n_frames]
         state |= {"pending": self._pending, "counts": torch.tensor(counts)}
@@ -391,16 +397,22 @@ class Stream:
         Raises `ValueError` when `state` is not the state of a stream of this model.
         """
         own = self.state_dict()
-        fits = own.keys() == state.keys() and all(
+        # That of all levels serves one level, too.
+        rest = {f"encoder.{i}" for i in range(self._needed.start)}
+        fits = own.keys() <= state.keys() <= own.keys() | rest and all(
             state[name].dtype == tensor.dtype
             and (name == "pending" or state[name].shape == tensor.shape)
             for name, tensor in own.items()
         )
         fits = fits and state["pending"].shape[:-1] == (1, 1)
         if not fits or state["pending"].shape[2] >= self._engine.block:
-            raise ValueError("This is not the state of a stream of this model.")
-        state = {name: tensor.clone().to(self._engine.device) for name, tensor in state.items()}
-        self._encoder_state = [state[f"encoder.{i}"] for i in range(len(self._encoder_state))]
+            raise ValueError(
+                "This is not the state of a stream of this model"
+                + (", or that of a stream of one level alone." if self._n_q > 1 else ".")
+            )
+        state = {name: state[name].clone().to(self._engine.device) for name in own}
+        count, first = len(self._encoder_state), self._needed.start
+        self._encoder_state = [state[f"encoder.{i}"] for i in range(first, first + count)]
         self._decoder_state = [state[f"decoder.{i}"] for i in range(len(self._decoder_state))]
         self._pending = state["pending"]
         self._sent, self._n_samples, self._n_frames = (int(n) for n in state["counts"])

@@ -230,11 +230,12 @@ def unit_distances(model: AudioVQ, wav: Iterable[np.ndarray]) -> DistanceBlocks:
             n_samples += len(block)
             yield block
 
-    state, buffer = model.encoder.initial_state(1), io.BytesIO()  # arrays would litter the heap
+    encoder, buffer = model.encoder, io.BytesIO()  # arrays would litter the heap
+    state = encoder.initial_state(1)[encoder.needed(1)]
     with torch.no_grad():
         for piece in _pieces(counted(), config):
             samples = torch.from_numpy(piece)[None, None].to(model.device)
-            z, state = model.encoder(samples, state)
+            z, state = encoder.path(1)(samples, state)
             buffer.write(model.quantizer.unit_vectors(z).float().cpu().numpy().tobytes())
         table = model.quantizer.codebooks[0].vectors.cpu().numpy()
     vectors = np.frombuffer(buffer.getbuffer(), dtype=np.float32).reshape(-1, table.shape[1])

@@ -5,11 +5,13 @@
     python benchmarks/language_model.py continue runs/lm heldout/ --limit 100
     python benchmarks/language_model.py acoustic runs/lm heldout/ --limit 100
     python benchmarks/language_model.py say runs/lm sentences.txt --voice speech.wav
+    python benchmarks/language_model.py page default examples/ --out docs/continuations
 
 `units` compares perplexities with n-grams of the same training data, and scores each utterance
 against itself in a wrong order. `continue` generates 3 s after the first 3 s of each recording, of
 those that last 6 s, and sets them beside the 3 s that were really said. `acoustic` writes the sound
-of true units after a true prompt of 3 s. `say` has a recogniser read what was said.
+of true units after a true prompt of 3 s. `say` has a recogniser read what was said. `page` writes a
+page to listen to: each recording, its first 3 s as tokens, and what is generated after them.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import machine
 import numpy as np
@@ -26,9 +29,10 @@ from ngrams import KneserNey
 
 from audiovq.audio import audio_suffixes, load_audio, save_audio
 from audiovq.codes import read_tokens
-from audiovq.files import files_below
+from audiovq.files import files_below, page_folder
 from audiovq.lm import LanguageModel, Sampling, TokenDataset, Vocabulary
 from audiovq.lm.acoustic import AcousticWriter
+from audiovq.pictures import render
 from audiovq.quality.metrics import (
     distillmos,
     speaker_similarity,
@@ -192,6 +196,34 @@ def say(lm: LanguageModel, arguments: argparse.Namespace) -> None:
     print(f"{len(sentences[: arguments.limit])} sentences, {wrong / words:.1%} word errors")
 
 
+def page(lm: LanguageModel, arguments: argparse.Namespace) -> None:
+    """A page to listen to: recordings, and what is generated after their first 3 s."""
+    template = Path(__file__).with_name("continuations.html")
+    rate, generator = lm.codec.config.sample_rate, Path(__file__).name
+    clips: dict[str, dict[str, str]] = {}
+    with page_folder(arguments.out, generator, overwrite=True) as folder:
+        for name, wav in _recordings(lm, arguments.recordings, arguments.limit, PROMPT_SECONDS):
+            n = round(PROMPT_SECONDS * rate)
+            sounds = {"the recording": wav[: 2 * n]}
+            for seed in range(2):
+                speech = lm.continue_speech(wav[None, None, :n], PROMPT_SECONDS, Sampling(seed))
+                sounds[f"its first {PROMPT_SECONDS:g} s, continued, seed {seed}"] = speech.wav[0, 0]
+            clips[name] = {}
+            for index, (label, sound) in enumerate(sounds.items()):
+                file = f"{name}-{index}.flac"
+                save_audio(folder / file, np.asarray(sound), rate)
+                clips[name][label] = quote(file)
+        text = render(
+            template,
+            generator=generator,
+            clips=dict(sorted(clips.items())),
+            prompt=PROMPT_SECONDS,
+            seconds=PROMPT_SECONDS,
+        )
+        (folder / "index.html").write_text(text, encoding="utf-8")
+    print(f"wrote {arguments.out}/index.html")
+
+
 def _merged(vocabulary: Vocabulary, frames: np.ndarray) -> list[int]:
     """Units as the language model sees them, without their durations."""
     symbols, _ = vocabulary.split(vocabulary.of_units(frames))
@@ -220,12 +252,13 @@ def main() -> None:
         (continuations, "recordings"),
         (acoustic, "recordings"),
         (say, "sentences"),
+        (page, "recordings"),
     ):
         verb = verbs.add_parser(
             "continue" if function is continuations else function.__name__, help=function.__doc__
         )
         verb.set_defaults(function=function)
-        verb.add_argument("lm", type=Path, help="folder of the language model")
+        verb.add_argument("lm", type=Path, help='folder of the language model, or "default"')
         for name in names:
             verb.add_argument(name, type=Path)
         verb.add_argument("--model", default="default", help="the tokenizer")

@@ -27,7 +27,12 @@ lm = typer.Typer(
     help="Language models over tokens: train them, and let them speak. (Extra `lm`.)",
 )
 
-Lm = Annotated[Path, typer.Option("--lm", help="Folder that audiovq lm train wrote.")]
+Lm = Annotated[
+    str,
+    typer.Option(
+        "--lm", help='"default", the one in the package, or a folder that audiovq lm train wrote.'
+    ),
+]
 Seconds = Annotated[float, typer.Option("--seconds", help="How much to generate, in s.")]
 Out = Annotated[
     str | None, typer.Option("-o", "--out", help="Sound to write, .wav or .flac, or -.")
@@ -138,7 +143,7 @@ def train_command(
 @lm.command("continue")
 def continue_command(
     source: Annotated[str, typer.Argument(metavar="AUDIO", help="Speech to go on with.")],
-    language_model: Lm,
+    language_model: Lm = "default",
     seconds: Seconds = 5.0,
     out: Out = None,
     streamed: Streamed = False,
@@ -153,7 +158,7 @@ def continue_command(
 ) -> None:
     """Go on with speech, in its voice. What is written begins with the speech itself.
 
-    Example: audiovq lm continue speech.wav --lm runs/lm --seconds 5 -o longer.wav
+    Example: audiovq lm continue speech.wav --seconds 5 -o longer.wav
     """
     sampling = _sampling(seed, temperature, top_p, acoustic_temperature)
     target = _target(out, streamed, force)
@@ -164,7 +169,7 @@ def continue_command(
 
 @lm.command("sample")
 def sample_command(
-    language_model: Lm,
+    language_model: Lm = "default",
     seconds: Seconds = 5.0,
     out: Out = None,
     streamed: Streamed = False,
@@ -179,7 +184,7 @@ def sample_command(
 ) -> None:
     """Draw speech from nothing.
 
-    Example: audiovq lm sample --lm runs/lm --seconds 5 --seed 3 -o speech.wav
+    Example: audiovq lm sample --seconds 5 --seed 3 -o speech.wav
     """
     sampling = _sampling(seed, temperature, top_p, acoustic_temperature)
     target = _target(out, streamed, force)
@@ -190,7 +195,7 @@ def sample_command(
 @lm.command("say")
 def say_command(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say.")],
-    language_model: Lm,
+    language_model: Lm = "default",
     voice: Annotated[
         str | None, typer.Option(help="A few seconds of speech whose voice to take.")
     ] = None,
@@ -210,7 +215,7 @@ def say_command(
 ) -> None:
     """Say a text.
 
-    Example: audiovq lm say "It was a bright day." --lm runs/lm --voice speech.wav -o said.wav
+    Example: audiovq lm say "It was a bright day." --voice speech.wav -o said.wav
     """
     sampling = _sampling(seed, temperature, top_p, acoustic_temperature)
     target = _target(out, streamed, force)
@@ -226,14 +231,14 @@ def say_command(
 @lm.command("score")
 def score_command(
     sources: Annotated[list[str], typer.Argument(metavar="AUDIO...", help="Speech.")],
-    language_model: Lm,
+    language_model: Lm = "default",
     model: Model = "default",
     device: DeviceOption = Device.CPU,
     as_json: Json = False,
 ) -> None:
     """Say how likely speech is: log-likelihood, in nats, of a unit and of a second.
 
-    Example: audiovq lm score real.wav shuffled.wav --lm runs/lm
+    Example: audiovq lm score real.wav shuffled.wav
     """
     loaded = _load(language_model, model, device)
     for source in sources:
@@ -258,11 +263,11 @@ def _sampling(
     return Sampling(seed, temperature, top_p, acoustic_temperature)
 
 
-def _load(folder: Path, model: str, device: Device) -> "LanguageModel":
+def _load(name: str, model: str, device: Device) -> "LanguageModel":
     from audiovq.lm.model import LanguageModel
 
     codec = load_model(model, device)
-    return LanguageModel.from_pretrained(folder, codec, device=codec.device)
+    return LanguageModel.from_pretrained(name, codec, device=codec.device)
 
 
 def _speech(source: str, codec: "AudioVQ") -> "ndarray":

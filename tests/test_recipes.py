@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -242,6 +243,27 @@ def test_long_recordings_are_encoded_in_parts_on_the_same_frames(tmp_path):
     cut = Cut("a", str(tmp_path / "a.wav"), 0.0, n_frames * 0.02 - 100 / 16_000)
     found = teacher["in_parts"](lambda wav: wav.reshape(-1, 320)[:, :1])(cut)
     assert found[:, 0] == pytest.approx(frames, abs=1e-6)
+
+
+def test_moonshine_is_heard_in_the_middle_of_each_frame(monkeypatch):
+    """Its frames, 24 ms apart, become frames 20 ms apart: of an encoder that says their middles."""
+
+    class Session:
+        def __init__(self, *_):
+            pass
+
+        def run(self, _, inputs):
+            n_frames = (inputs["input_values"].shape[1] - 447) // 384
+            return [np.arange(n_frames)[None, :, None] * 384.0 + 447]
+
+    runtime = SimpleNamespace(SessionOptions=SimpleNamespace, InferenceSession=Session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    package = SimpleNamespace(__file__="moonshine_voice/__init__.py")
+    monkeypatch.setitem(sys.modules, "moonshine_voice", package)
+    teacher = runpy.run_path(str(RECIPES / "speech_mix" / "teacher.py"))
+    found = teacher["moonshine_encoder"]()(np.zeros(16_000, np.float32))
+    middles = 320 * np.arange(50) + 160.0
+    assert found[:, 0] == pytest.approx(np.maximum(middles, 447))
 
 
 def test_labels_are_those_of_the_middle_of_each_frame():

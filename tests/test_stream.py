@@ -136,6 +136,37 @@ def test_a_state_of_another_model_is_refused(tiny_model):
         tiny_model.stream().load_state_dict({})
 
 
+def test_a_stream_of_units_alone_gives_the_units_of_all_levels(model, way, speech, rng):
+    codes = model.encode(speech).indices
+    stream = way(model.stream(1))
+    sizes = cut(speech.shape[2], rng, 3_000)
+    units = [stream.encode(piece) for piece in speech.split(sizes, dim=2)]
+    assert torch.equal(torch.cat([*units, stream.flush_encode()], dim=2), codes[:, :1])
+    assert torch.equal(model.encode(speech, 1).indices, codes[:, :1])
+
+
+def test_units_alone_run_no_layer_of_the_sound(speech, monkeypatch):
+    model = model_of("at one level")
+    model.encode(speech)  # what is tried once is tried with all layers
+    monkeypatch.setattr(type(model.encoder), "forward", None)
+    assert model.encode(speech, 1).indices.shape[1] == 1
+    with pytest.raises(TypeError):
+        model.stream(2).encode(speech)
+
+
+def test_a_state_of_all_levels_serves_one_but_not_the_other_way_round(speech):
+    model = model_of("at one level")
+    both, one = model.stream(), model.stream(1)
+    both.encode(speech[:, :, :5000]), one.encode(speech[:, :, :5000])
+    rest = one.encode(speech[:, :, 5000:])
+    other = model.stream(1)
+    other.load_state_dict(both.state_dict())
+    assert torch.equal(other.encode(speech[:, :, 5000:]), rest)
+    assert one.state_dict().keys() == other.state_dict().keys() < both.state_dict().keys()
+    with pytest.raises(ValueError, match="or that of a stream of one level alone"):
+        both.load_state_dict(one.state_dict())
+
+
 def test_streams_of_one_model_do_not_touch_each_other(tiny_model, speech):
     one, other = tiny_model.stream(), tiny_model.stream()
     first, second = speech[:, :, :11_000], speech[:, :, 11_000:22_000]

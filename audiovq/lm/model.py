@@ -18,6 +18,7 @@ from audiovq.lm.units import UnitModel, generate
 from audiovq.lm.vocabulary import IGNORED, TEXT, UNITS, Vocabulary
 from audiovq.model import AudioVQ
 
+DEFAULT_FOLDER = Path(__file__).parent / "default"
 MOST_SECONDS = 3600.0
 """Of what is generated at once."""
 Hear = Callable[[Tensor], None]
@@ -70,7 +71,7 @@ class LanguageModel:
 
     Example::
 
-        lm = LanguageModel.from_pretrained("models/lm")
+        lm = LanguageModel.from_pretrained()
         speech = lm.continue_speech(wav, seconds=5)  # wav [1, 1, N]
         speech.wav                                   # [1, 1, N + 5 s]
 
@@ -89,17 +90,18 @@ class LanguageModel:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name_or_folder: str | Path = "default",
         codec: AudioVQ | str | Path = "default",
         *,
         device: str | torch.device = "cpu",
     ) -> "LanguageModel":
-        """Load what `audiovq lm train` wrote to `folder`: its units, and its acoustic stage if any.
+        """Load "default", the language model inside the package, or what `audiovq lm train` wrote
+        to a folder: its units, and its acoustic stage if any.
 
         Raises `FileRefused` when there is none, when its files are damaged, and when it was trained
         on tokens of another codec.
         """
-        folder = Path(folder)
+        folder = DEFAULT_FOLDER if str(name_or_folder) == "default" else Path(name_or_folder)
         stages: dict[str, Any] = {}
         for name in STAGES:
             if (folder / name / CONFIG_FILE).is_file():

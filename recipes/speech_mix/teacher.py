@@ -2,10 +2,11 @@
 
     python recipes/speech_mix/teacher.py TEACHER OUT_DIR MANIFEST...
 
-TEACHER is `hubert`, `hubert_large`, `wavlm` or `wavlm_large` (torchaudio downloads them), a folder
-with a Whisper model of CTranslate2 (model.bin and config.json; needs the package ctranslate2), or a
-folder of features that exist already, `<recording id>.npy` [frames, any width] at 50 frames a
-second. OUT_DIR gets `<recording id>.npy`, float16 [frames, 128], and pca.npz, the projection.
+TEACHER is `moonshine` (the package moonshine-voice<0.1 holds its encoder; needs onnxruntime too),
+`hubert`, `hubert_large`, `wavlm` or `wavlm_large` (torchaudio downloads them), a folder with a
+Whisper model of CTranslate2 (model.bin and config.json; needs the package ctranslate2), or a folder
+of features that exist already, `<recording id>.npy` [frames, any width] at 50 frames a second.
+OUT_DIR gets `<recording id>.npy`, float16 [frames, 128], and pca.npz, the projection.
 
 The features of each frame are normalised to mean 0 and variance 1, and projected by a PCA whose
 components are scaled to variance 1. Without the whitening a few directions dominate.
@@ -34,6 +35,8 @@ LAYERS = {"hubert": 9, "hubert_large": 18, "wavlm": 9, "wavlm_large": 18}
 LONGEST = 1300
 """Frames that a teacher hears at once, and on either side of them `CONTEXT` more."""
 CONTEXT = 50
+MOONSHINE_HOP, MOONSHINE_MIDDLE = 384, 447
+"""Samples between frames of Moonshine, and before the middle of what the first one hears."""
 
 Features = Callable[[Cut], np.ndarray]
 """Features [T, D] of a recording of T = ceil(N / HOP) frames."""
@@ -58,6 +61,8 @@ def main(teacher: str, out: Path, manifests: Annotated[list[Path], typer.Argumen
 def open_teacher(name: str) -> Features:
     """The teacher of that name. Raises `FileRefused` for a name that is none."""
     folder = Path(name)
+    if name == "moonshine":
+        return in_parts(moonshine_encoder())
     if name in LAYERS:
         return in_parts(torchaudio_encoder(name))
     if (folder / "model.bin").is_file():
@@ -65,8 +70,8 @@ def open_teacher(name: str) -> Features:
     if folder.is_dir():
         return lambda cut: np.load(folder / f"{cut.id}.npy", allow_pickle=False)
     raise FileRefused(
-        f"{name} is no teacher; give {', '.join(LAYERS)}, a folder with a Whisper model of "
-        "CTranslate2, or a folder of .npy features."
+        f"{name} is no teacher; give moonshine, {', '.join(LAYERS)}, a folder with a Whisper model "
+        "of CTranslate2, or a folder of .npy features."
     )
 
 
@@ -86,6 +91,30 @@ def in_parts(encode: Callable[[np.ndarray], np.ndarray]) -> Features:
         return np.concatenate(parts)
 
     return features
+
+
+def moonshine_encoder() -> Callable[[np.ndarray], np.ndarray]:
+    """Encoder of Moonshine tiny (Jeffries et al. 2024), interpolated to 50 frames a second."""
+    import moonshine_voice
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    path = Path(moonshine_voice.__file__).parent / "assets" / "tiny-en" / "encoder_model.ort"
+    session = onnxruntime.InferenceSession(str(path), options)
+
+    def encode(wav: np.ndarray) -> np.ndarray:
+        # Three convolutions of strides 64, 3 and 2: a frame each 384 samples, centred on MIDDLE.
+        padded = np.pad(wav, (0, SAMPLE_RATE // 2))[None].astype(np.float32)
+        inputs = {"input_values": padded, "attention_mask": np.ones(padded.shape, np.int64)}
+        frames = session.run(None, inputs)[0][0]
+        wanted = (np.arange(-(-len(wav) // HOP)) + 0.5) * HOP
+        at = np.clip((wanted - MOONSHINE_MIDDLE) / MOONSHINE_HOP, 0, len(frames) - 1)
+        before = np.minimum(at.astype(int), len(frames) - 2)
+        share = (at - before)[:, None]
+        return frames[before] * (1 - share) + frames[before + 1] * share
+
+    return encode
 
 
 def torchaudio_encoder(name: str) -> Callable[[np.ndarray], np.ndarray]:
