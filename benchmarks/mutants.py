@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 TESTS = {
     "quantize": ["test_quantize.py"],
     "stream": ["test_stream.py"],
+    "avq": ["test_avq.py", "test_codes.py"],
+    "tokens": ["test_tokens.py", "test_avq.py", "test_codes.py"],
     "codes": ["test_codes.py"],
     "segment": ["test_segment.py"],
     "training/loop": ["test_train.py"],

@@ -41,7 +41,7 @@ def demo(
 
 def _others() -> "Others":
     """Opus, where it is installed. The page knows no other codec, nor how to run one."""
-    from audiovq.quality.harmonicity import SAMPLE_RATE
+    from audiovq.hearing import SAMPLE_RATE
     from audiovq.quality.peers import missing_programs, parse_peer, run_peer
 
     peer = parse_peer("opus:6")

@@ -23,6 +23,7 @@ CORE = [
         "hearing",
         "hardware",
         "interrupt",
+        "levenshtein",
         "segment",
         "moved",
         "rangecoder",

@@ -64,20 +64,27 @@ def test_bf16_is_near_float32():
 
 def test_each_learns_to_tell_decoded_speech_from_recordings():
     torch.manual_seed(0)
-    wav = torch.cat([torch.from_numpy(load_audio(path, 16_000)) for path in EXAMPLES])[None, None]
-    wav = wav[:, :, : wav.shape[2] // 8_000 * 8_000]
+    wav = torch.cat([torch.from_numpy(load_audio(path, 16_000)) for path in EXAMPLES[:3]])
+    wav = wav[None, None, : len(wav) // 4_000 * 4_000]
     model = AudioVQ.from_pretrained("default")
     decoded = model.decode(model.encode(wav, 1))  # of one level, which anybody can tell
-    real, fake = (x.reshape(-1, 1, 8_000) for x in (wav, decoded))
+    real, fake = (x.reshape(-1, 1, 4_000) for x in (wav, decoded))
     discriminator = Discriminator()
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, betas=(0.8, 0.99))
-    for _ in range(130):
-        crops = torch.randperm(len(real))[:4]
-        loss = discriminator_loss(discriminator(real[crops]), discriminator(fake[crops]))
-        loss.backward()
+
+    def losses(some: Tensor) -> Tensor:
+        """Of each discriminator on these crops; 2 is to know nothing."""
+        judged = zip(discriminator(real[some]), discriminator(fake[some]))
+        return torch.stack([discriminator_loss([r], [f]) for r, f in judged])
+
+    recent = torch.full((len(STFT_SIZES),), 2.0)
+    for _ in range(130):  # the slowest has learnt before
+        found = losses(torch.randperm(len(real))[:4])
+        found.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+        recent.lerp_(found.detach(), 0.2)
+        if recent.max() < 0.8:
+            break
     with torch.no_grad():
-        judged = zip(discriminator(real), discriminator(fake))
-        losses = [float(discriminator_loss([r], [f])) for r, f in judged]
-    assert max(losses) < 1.0, losses  # 2 is to know nothing
+        assert losses(torch.arange(len(real))).max() < 1.0

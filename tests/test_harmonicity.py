@@ -6,7 +6,8 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from audiovq.quality.harmonicity import SAMPLE_RATE, harmonicity
+from audiovq.hearing import SAMPLE_RATE
+from audiovq.quality.harmonicity import harmonicity
 
 N = 24000
 TIME = np.arange(N) / SAMPLE_RATE

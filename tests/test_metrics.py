@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from audiovq.audio import load_audio
+from audiovq.hearing import SAMPLE_RATE
 from audiovq.quality import metrics
 from audiovq.quality.harmonicity import harmonicity
-from audiovq.quality.metrics import METRICS, SAMPLE_RATE, word_errors
+from audiovq.quality.metrics import METRICS, word_errors
 
 CLIP = sorted((Path(__file__).parent.parent / "examples").glob("*.flac"))[1]  # 3 s of speech
 DEFAULTS = [name for name, metric in METRICS.items() if metric.by_default]

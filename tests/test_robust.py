@@ -7,21 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import EXAMPLES
 from typer.testing import CliRunner
 
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused
+from audiovq.hearing import SAMPLE_RATE
 from audiovq.units.alignments import Interval
-from audiovq.units.augment import CONDITIONS, SAMPLE_RATE, augment, missing, mix, power
+from audiovq.units.augment import CONDITIONS, augment, missing, mix, power
 from audiovq.units.files import UnitFiles
 from audiovq.units.measures import Measure
 from audiovq.units.robust import (
     Speech,
     command_tokenizer,
-    edit_distance,
     load_speech,
     mfcc_tokenizer,
     robustness,
@@ -99,21 +97,6 @@ def test_conditions_that_cannot_be_made_say_why() -> None:
     if missing("room-0.3"):
         with pytest.raises(ValueError, match=r"needs pyroomacoustics; pip install '.\[robust\]'"):
             augment("room-0.3", SPEECH, "a")
-
-
-def levenshtein(a: list[int], b: list[int]) -> int:
-    table = [[i + j for j in range(len(b) + 1)] for i in range(len(a) + 1)]
-    for i in range(1, len(a) + 1):
-        for j in range(1, len(b) + 1):
-            kept = table[i - 1][j - 1] + (a[i - 1] != b[j - 1])
-            table[i][j] = min(table[i - 1][j] + 1, table[i][j - 1] + 1, kept)
-    return table[-1][-1]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.integers(0, 3), max_size=12))
-def test_edit_distance_is_the_textbooks(a: list[int], b: list[int]) -> None:
-    assert edit_distance(a, b) == levenshtein(a, b)
 
 
 # --- Units of speech made up here -----------------------------------------------------------------

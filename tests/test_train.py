@@ -39,6 +39,24 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+CHANNELS = (2, 4, 4)
+"""Of discriminators: the laws hold for any, and large ones would take most of the time."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_judges():
+    """Small discriminators, and a listener that costs nothing instead of DistillMOS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audiovq.training.discriminator.CHANNELS", CHANNELS)
+        patch.setattr("audiovq.training.validate._listener", lambda: loudness)
+        yield
+
+
+def loudness(wav: torch.Tensor) -> torch.Tensor:
+    assert wav.ndim == 2
+    return wav.square().mean().sqrt()
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Path:
     """A CutSet of the example recordings."""
@@ -103,7 +121,7 @@ def test_only_the_newest_checkpoints_are_kept(recipe, tmp_path):
 
 def test_it_learns_and_every_codebook_is_alive(recipe, manifest, tmp_path):
     settings = replace(
-        recipe.train, steps=240, autoencoder_steps=100, adversarial_from=200, log_every=20
+        recipe.train, steps=160, autoencoder_steps=80, adversarial_from=150, log_every=20
     )
     longer = replace(
         recipe, train=settings, data=replace(recipe.data, validation=str(manifest), batch_size=8)
@@ -117,6 +135,7 @@ def test_it_learns_and_every_codebook_is_alive(recipe, manifest, tmp_path):
     assert "adversarial" in logs[-1]
     assert len(logs[-1]["perplexity"]) == TINY.n_codebooks
     assert lines[-1]["validation_mel_n_q_4"] < lines[-1]["validation_mel_n_q_1"]
+    assert {"validation_stoi_n_q_2", "validation_distillmos_n_q_2"} <= set(lines[-1])
     model = export(out, tmp_path / "model")
     loaded = AudioVQ.from_pretrained(tmp_path / "model")
     assert loaded.fingerprint == model.fingerprint
@@ -758,9 +777,11 @@ def test_two_ranks_agree_with_one(manifest, tiny_folder, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
         "import os, sys\n"
+        "import audiovq.training.discriminator\n"
         "from audiovq.training.losses import MelLoss\n"
         "from audiovq.training.loop import train\n"
-        "from test_train import small\n"
+        "from test_train import CHANNELS, small\n"
+        "audiovq.training.discriminator.CHANNELS = CHANNELS\n"
         "train(small(sys.argv[1], devices=2, initial_model=sys.argv[3]), sys.argv[2])\n"
         "forward = MelLoss.forward\n"
         "bad = float('nan') if os.environ['RANK'] == '1' else 1.0\n"

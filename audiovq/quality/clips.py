@@ -15,8 +15,9 @@ import torch
 
 from audiovq.audio import fit_length, load_audio, save_audio
 from audiovq.codes import pack_avq
+from audiovq.hearing import SAMPLE_RATE
 from audiovq.model import AudioVQ
-from audiovq.quality.metrics import SAMPLE_RATE, transcribe, word_errors
+from audiovq.quality.metrics import transcribe, word_errors
 from audiovq.quality.peers import parse_peer, run_peer
 from audiovq.quality.results import ORIGINAL, TABLE, Row
 

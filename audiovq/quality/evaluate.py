@@ -11,6 +11,7 @@ import torch
 
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused
+from audiovq.hearing import SAMPLE_RATE
 from audiovq.model import AudioVQ
 from audiovq.quality.clips import (
     Clip,
@@ -24,7 +25,7 @@ from audiovq.quality.clips import (
 )
 from audiovq.quality.files import list_audio, match_decoded, match_texts
 from audiovq.quality.files import read_texts as read_texts  # it stood here, as did the results
-from audiovq.quality.metrics import METRICS, SAMPLE_RATE, missing_packages, transcribe
+from audiovq.quality.metrics import METRICS, missing_packages, transcribe
 from audiovq.quality.peers import missing_programs, parse_peer
 from audiovq.quality.results import ORIGINAL, TABLE, Evaluation
 from audiovq.quality.results import Mean as Mean

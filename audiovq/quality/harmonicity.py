@@ -9,8 +9,7 @@ import math
 
 import numpy as np
 
-SAMPLE_RATE = 16000
-"""The rate in Hz at which all measures and other codecs take and give samples."""
+from audiovq.hearing import SAMPLE_RATE
 
 BANDS = ((60, 1000), (1000, 2000), (2000, 4000))
 """(lowest, highest) frequency in Hz. Above 4 kHz too few frames of real speech are harmonic."""

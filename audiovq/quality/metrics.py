@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiovq.hearing import MEL_SCALES
-from audiovq.quality.harmonicity import BANDS, SAMPLE_RATE, harmonicity
+from audiovq.hearing import MEL_SCALES, SAMPLE_RATE
+from audiovq.levenshtein import edit_distance
+from audiovq.quality.harmonicity import BANDS, harmonicity
 
 _PESQ_SECONDS = 20  # the C code overruns an array past 50 utterances, which 20 s cannot hold
 _DNSMOS_SAMPLES = 144160  # 9.01 s, the model's fixed input
@@ -292,12 +293,7 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     ignored. The word error rate of many clips is the ratio of the sums.
     """
     ref, hyp = _words(reference), _words(hypothesis)
-    row = list(range(len(hyp) + 1))
-    for i, word in enumerate(ref, 1):
-        above, row[0] = row[0], i
-        for j, other in enumerate(hyp, 1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (word != other))
-    return row[-1], len(ref)
+    return edit_distance(ref, hyp), len(ref)
 
 
 def transcribe(wav: np.ndarray, asr: str) -> str:

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from audiovq.audio import fit_length
-from audiovq.quality.harmonicity import SAMPLE_RATE
+from audiovq.hearing import SAMPLE_RATE
 
 CODEC2_MODES = {
     "3200": (160, 160),

@@ -10,8 +10,8 @@ import numpy as np
 from audiovq import files
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused, atomic_output
+from audiovq.hearing import SAMPLE_RATE
 from audiovq.pictures import new_figure, render
-from audiovq.quality.metrics import SAMPLE_RATE
 from audiovq.quality.results import ORIGINAL, TABLE, Evaluation, Row, Summary
 
 if TYPE_CHECKING:

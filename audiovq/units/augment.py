@@ -16,9 +16,8 @@ import numpy as np
 import soxr
 
 from audiovq.distortions import band_limited, has_opus, mix, power, reverberant, through_opus
+from audiovq.hearing import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
-"""The rate in Hz of the samples that go in and come out."""
 N_VOICES = 6
 """Recordings in a babble, where there are as many."""
 N_ROOMS = 6

@@ -9,6 +9,7 @@ import numpy as np
 
 from audiovq.audio import AudioReader, load_audio
 from audiovq.files import FileRefused
+from audiovq.hearing import SAMPLE_RATE
 from audiovq.segment import segment
 from audiovq.units.abx import Abx, abx, require_fastabx
 from audiovq.units.alignments import Interval, find
@@ -18,9 +19,6 @@ from audiovq.units.measures import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from audiovq.model import AudioVQ
-
-SAMPLE_RATE = 16_000
-"""The rate in Hz at which MFCC and spectrograms are computed."""
 
 
 @dataclass(frozen=True)

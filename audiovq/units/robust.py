@@ -21,10 +21,12 @@ import soxr
 
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused
+from audiovq.hearing import SAMPLE_RATE
+from audiovq.levenshtein import edit_distance
 from audiovq.pictures import new_figure
 from audiovq.segment import run_lengths, segment
 from audiovq.units.alignments import Interval, find
-from audiovq.units.augment import CONDITIONS, SAMPLE_RATE, Wav, augment
+from audiovq.units.augment import CONDITIONS, Wav, augment
 from audiovq.units.baselines import fit_kmeans, mfcc
 from audiovq.units.files import UnitFiles, find_audio, read_units, speakers_by_rule
 from audiovq.units.information import frame_labels, held_out_hits, phone_set, speaker_folds
@@ -375,18 +377,6 @@ class _Judge:
             [hits, n_frames], axis=1
         )
         return _ratio(counts, self.draws)
-
-
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
-    """Fewest insertions, deletions and substitutions that make `b` of `a` (Levenshtein)."""
-    target = np.asarray(b)
-    steps = np.arange(len(target) + 1)
-    row = steps
-    for i, symbol in enumerate(a, 1):
-        best = np.minimum(row[1:] + 1, row[:-1] + (target != symbol))
-        # An insertion costs 1 more than the cell to the left: a running minimum, less the steps.
-        row = np.minimum.accumulate(np.concatenate(([i], best)) - steps) + steps
-    return int(row[-1])
 
 
 def _ratio(counts: np.ndarray, draws: np.ndarray) -> Measure:
