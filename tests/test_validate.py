@@ -8,6 +8,7 @@ import torch
 from audiovq.training.validate import DISTILLMOS_RATE, _distillmos
 
 
+@torch.no_grad()
 def test_the_listener_likes_speech_better_than_noise(speech):
     pytest.importorskip("distillmos")
     clip = speech[:, :, :24_000]
