@@ -1,16 +1,18 @@
 """What a corpus costs around the codec: plan, driver, readers, and faults.
 
-    python benchmarks/corpus.py plan --rows 1000000      time and memory of the driver
-    python benchmarks/corpus.py read                     a DataLoader over shards, MB/s of tokens
-    python benchmarks/corpus.py scale                    two workers against one, codec asleep
-    python benchmarks/corpus.py kill DIR --engine pool   kill -9 of workers and drivers, real audio
+    python benchmarks/corpus.py plan           time and memory of the driver, up to a million rows
+    python benchmarks/corpus.py read           a DataLoader over shards, MB/s of tokens
+    python benchmarks/corpus.py scale          two workers against one, codec asleep
+    python benchmarks/corpus.py engines DIR    real audio through all engines, killed on the way
 
 The first three have a faked reader and codec; the last one encodes a folder with a model.
 """
 
 import argparse
 import csv
+import ctypes
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -22,13 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from machine import describe
 
-from audiovq.corpus import encode
+from audiovq.corpus import encode, layout
 from audiovq.corpus.codec import Encoded
 from audiovq.corpus.layout import Settings
 from audiovq.corpus.rows import Row
@@ -36,6 +38,7 @@ from audiovq.corpus.sources import open_sources
 
 SETTINGS = Settings("fake", "f", 16_000, 320, 1024, n_q=8, shard_rows=1000)
 KILLS, RESTARTS = 10, 3
+WAYS = "pool 1,pool 2,ray 2,pool 2 killed,ray 2 killed"
 
 
 @dataclass(frozen=True)
@@ -64,41 +67,57 @@ class Fake:
 
 
 def megabytes() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process has had, of its own program: not of what started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def plan(args: argparse.Namespace) -> None:
-    """A manifest of many rows: planned, walked by a worker, planned again and found done."""
+    """Manifests of many rows: planned, walked by a worker, planned again and found done."""
+    from machine import table
+
+    header = ["rows", "planned", "encoded", "planned again", "driver's processor time"]
+    header += ["its memory before", "at most", "plan, bytes a row"]
+    rows = []
+    for n_rows in map(int, args.rows.split(",")):
+        context = multiprocessing.get_context("spawn")  # a process of its own has its own maximum
+        with ProcessPoolExecutor(1, context) as executor:
+            rows.append(executor.submit(_planned, n_rows, args.frames).result())
+        print(rows[-1], flush=True)
+    print(table(header, rows))
+
+
+def _planned(n_rows: int, frames: int) -> list[str]:
+    """A row of the table of `plan`."""
     with tempfile.TemporaryDirectory() as folder:
-        table, out = Path(folder, "rows.csv"), Path(folder, "out")
-        with table.open("w", newline="") as file:
+        manifest, out = Path(folder, "rows.csv"), Path(folder, "out")
+        with manifest.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "text", "speaker"])
-            for i in range(args.rows):
+            for i in range(n_rows):
                 speaker = f"speaker{i % 997}"
                 writer.writerow([f"{speaker}/{i:08d}.flac", f"some words of row {i}", speaker])
-        before = megabytes()
+        before, marks = megabytes(), [time.perf_counter()]
+
+        def on_event(progress, event) -> None:
+            if event is None:
+                marks.append(time.perf_counter())
+
         settings = replace(SETTINGS, n_q=1)
-        for what in ("planned and encoded", "planned again, nothing left"):
-            marks = [time.perf_counter(), 0.0]
-
-            def on_event(progress, event, marks=marks) -> None:
-                if event is None:
-                    marks[1] = time.perf_counter()
-
-            encode.run(
-                open_sources([table]), out, settings, Fake(args.frames, n_q=1), on_event=on_event
-            )
-            end, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-            print(
-                f"{args.rows} rows, {what}: plan {marks[1] - marks[0]:.1f} s, rest "
-                f"{end - marks[1]:.1f} s; driver {megabytes():.0f} MB at most ({before:.0f} before "
-                f"it began), {cpu.ru_utime + cpu.ru_stime:.1f} s of its processor time so far",
-                flush=True,
-            )
-        size = sum(path.stat().st_size for path in out.glob("_plan.parquet"))
-        print(f"the plan has {size / args.rows:.1f} bytes a row", flush=True)
+        for _ in range(2):
+            source = open_sources([manifest])
+            encode.run(source, out, settings, Fake(frames, n_q=1), on_event=on_event)
+            marks.append(time.perf_counter())
+        size = (out / layout.PLAN_FILE).stat().st_size
+        planned, encoded, again, _ = np.diff(marks)
+        return [
+            f"{n_rows:,}",
+            *(f"{took:.1f} s" for took in (planned, encoded, again)),
+            f"{time.process_time():.1f} s",
+            f"{before:.0f} MB",
+            f"{megabytes():.0f} MB",
+            f"{size / n_rows:.1f}",
+        ]
 
 
 def read(args: argparse.Namespace) -> None:
@@ -136,7 +155,7 @@ def scale(args: argparse.Namespace) -> None:
     rows = [Row(f"r{i}", f"{i}.wav", stamp="") for i in range(args.rows)]
     source = encode.Source("/", lambda: iter(rows))
     settings = replace(SETTINGS, shard_rows=max(1, args.rows // 20))
-    for engine in args.engine.split(","):
+    for engine in args.engines.split(","):
         took = {}
         for jobs in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
@@ -149,28 +168,51 @@ def scale(args: argparse.Namespace) -> None:
         )
 
 
-def kill(args: argparse.Namespace) -> None:
-    """A folder encoded undisturbed, and while workers and drivers are killed: the same shards."""
+def engines(args: argparse.Namespace) -> None:
+    """A folder encoded by each engine, undisturbed and while it is killed: the same shards."""
+    from machine import table
+
+    _adopt_orphans()
     work = Path(tempfile.mkdtemp(prefix="corpus-"))
-    command = [sys.executable, "-m", "audiovq_cli", "corpus", "encode", args.folder]
-    command += ["--model", args.model, "--n-q", str(args.n_q), "--shard-rows", "50", "-q"]
-    command += ["--jobs", str(args.jobs)]
-    start = time.perf_counter()
-    _run([*command, "-o", str(work / "calm")])
-    calm = time.perf_counter() - start
-    print(f"undisturbed, pool, {args.jobs} workers: {calm:.1f} s", flush=True)
-    if args.engine != "pool":
-        start = time.perf_counter()
-        _run([*command, "-o", str(work / args.engine), "--engine", args.engine])
-        print(f"undisturbed, {args.engine}: {time.perf_counter() - start:.1f} s", flush=True)
-        print(f"{args.engine} is the same: {_same(work / 'calm', work / args.engine)}", flush=True)
-    rng, out = random.Random(args.seed), work / "killed"
-    command += ["-o", str(out), "--engine", args.engine]
+    header = ["way", "killed", "clock", "processors", "audio a second of a processor", "the same"]
+    rows, took = [], {}
+    for number, way in enumerate(args.ways.split(",")):
+        engine, jobs, *disturbed = way.split()
+        out = work / str(number)
+        command = [sys.executable, "-m", "audiovq_cli", "corpus", "encode", args.folder]
+        command += ["--model", args.model, "--n-q", str(args.n_q), "-q", "-o", str(out)]
+        command += ["--shard-rows", str(args.shard_rows), "--engine", engine, "--jobs", jobs]
+        wall, before = time.perf_counter(), _children_seconds()
+        killed = "nobody"
+        if disturbed:
+            killed = _disturb(command, took[engine, jobs], random.Random(args.seed))
+        else:
+            _check(command, subprocess.run(command).returncode)
+        wall = time.perf_counter() - wall
+        took[engine, jobs] = wall
+        seconds = 3600 * json.loads((out / layout.SUMMARY_FILE).read_text())["hours"]
+        cpu = _children_seconds() - before
+        check = [sys.executable, "-m", "audiovq_cli", "corpus", "verify", str(out)]
+        _check(check, subprocess.run(check, stdout=subprocess.DEVNULL).returncode, allowed=(0,))
+        same = "yes" if _same(work / "0", out) else "NO"
+        facts = [f"{wall:.0f} s", f"{cpu:.0f} s", f"{seconds / cpu:.0f} s", same]
+        rows.append([f"{engine}, {jobs} workers", killed, *facts])
+        print(rows[-1], flush=True)
+    print(f"{seconds / 3600:.2f} h in {len(_sums(out))} shards")
+    print(table(header, rows))
+    shutil.rmtree(work)
+
+
+def _disturb(command: list[str], usual: float, rng: random.Random) -> str:
+    """Run a command to its end, killing its workers and itself on the way, at random moments.
+
+    usual: seconds that it takes undisturbed; the kills are spread over about half of them.
+    """
     kills = restarts = 0
     while True:
         driver = subprocess.Popen(command)
         while driver.poll() is None:
-            time.sleep(rng.uniform(0.2, calm / 4))
+            time.sleep(rng.uniform(0, usual / (KILLS + RESTARTS)))
             workers = _workers(driver.pid)
             if restarts < RESTARTS and kills >= (restarts + 1) * KILLS / (RESTARTS + 1):
                 driver.kill()
@@ -180,25 +222,43 @@ def kill(args: argparse.Namespace) -> None:
                 kills += 1
         if driver.wait() != -signal.SIGKILL:
             break
-    print(f"{kills} workers and {restarts} drivers killed -9; exit code {driver.returncode}")
-    print(f"the same shards: {_same(work / 'calm', out)}")
-    subprocess.run([sys.executable, "-m", "audiovq_cli", "corpus", "verify", str(out)], check=True)
-    shutil.rmtree(work)
+    _check(command, driver.returncode)
+    if (kills, restarts) != (KILLS, RESTARTS):
+        sys.exit(f"it ended after {kills} and {restarts} kills; give it a larger folder")
+    return f"{kills} workers, {restarts} drivers"
 
 
-def _run(command: list[str]) -> None:
-    if subprocess.run(command).returncode not in (0, 1):  # 1: something was refused
-        sys.exit(f"{' '.join(command)} failed")
+def _check(command: list[str], code: int, allowed: tuple[int, ...] = (0, 1)) -> None:
+    if code not in allowed:  # 1: something was refused
+        sys.exit(f"{' '.join(command)} ended with {code}")
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what survives its own, so that its time can be counted. Linux."""
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
+
+
+def _children_seconds() -> float:
+    """Seconds of processors of all processes below this one, once they have ended."""
+    for _ in range(600):
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.1)
+        except ChildProcessError:
+            break
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _same(one: Path, other: Path) -> bool:
-    def sums(folder: Path) -> dict[str, str]:
-        return {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.glob("shard-*")
-        }
+    return bool(_sums(one)) and _sums(one) == _sums(other)
 
-    return bool(sums(one)) and sums(one) == sums(other)
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("shard-*")
+    }
 
 
 def _workers(driver: int) -> list[int]:
@@ -227,23 +287,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb, rows, frames in (("plan", 1_000_000, 10), ("read", 20_000, 250), ("scale", 400, 50)):
-        parts = verbs.add_parser(verb)
-        parts.add_argument("--rows", type=int, default=rows)
-        parts.add_argument("--frames", type=int, default=frames, help="of a recording")
-        parts.add_argument("--batch", type=int, default=32)
-        parts.add_argument("--seconds", type=float, default=0.05, help="that a recording takes")
-        parts.add_argument("--engine", default="pool")
-    parts = verbs.add_parser("kill")
+    parts = verbs.add_parser("plan")
+    parts.add_argument("--rows", default="100000,300000,1000000")
+    parts.add_argument("--frames", type=int, default=10, help="of a recording")
+    parts = verbs.add_parser("read")
+    parts.add_argument("--rows", type=int, default=20_000)
+    parts.add_argument("--frames", type=int, default=250, help="of a recording")
+    parts.add_argument("--batch", type=int, default=32)
+    parts = verbs.add_parser("scale")
+    parts.add_argument("--rows", type=int, default=400)
+    parts.add_argument("--seconds", type=float, default=0.05, help="that a recording takes")
+    parts.add_argument("--engines", default="pool,ray")
+    parts = verbs.add_parser("engines")
     parts.add_argument("folder")
     parts.add_argument("--model", default="default")
     parts.add_argument("--n-q", type=int, default=2)
-    parts.add_argument("--jobs", type=int, default=2)
+    parts.add_argument("--shard-rows", type=int, default=200)
     parts.add_argument("--seed", type=int, default=0)
-    parts.add_argument("--engine", default="pool", choices=("pool", "ray"))
+    parts.add_argument("--ways", default=WAYS, help="engine, workers, and `killed` where it is")
     args = parser.parse_args()
-    print(describe())
-    {"plan": plan, "read": read, "scale": scale, "kill": kill}[args.verb](args)
+    from machine import describe  # imports torch, whose memory is not the driver's
+
+    print(describe(), flush=True)
+    {"plan": plan, "read": read, "scale": scale, "engines": engines}[args.verb](args)
 
 
 if __name__ == "__main__":

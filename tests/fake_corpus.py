@@ -34,6 +34,8 @@ class FakeLoader:
     """That a recording takes."""
     deadly: str = ""
     """The id at which its process is killed."""
+    strides: tuple[int, ...] = (1, 1, 1)
+    """Frames that a code of each level stands for."""
     preload: tuple[str, ...] = ("audiovq.corpus.worker", "fake_corpus")
 
     def __call__(self, slot: int) -> "FakeLoader":
@@ -49,7 +51,8 @@ class FakeLoader:
                 yield f"{row.name} is bad."
             else:
                 codes = codes_of(row.id)
-                yield Encoded(codes, codes.shape[1] * 320 - 7)
+                once = [row[::stride] for row, stride in zip(codes, self.strides)]
+                yield Encoded(once, codes.shape[1] * 320 - 7)
 
 
 def fake_rows(n: int = 23, bad: Collection[int] = (4, 11)) -> list[Row]:

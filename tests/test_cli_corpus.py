@@ -2,20 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import EXAMPLES
+from tiny import EXAMPLES, TINY, started_model
 from typer.testing import CliRunner
 
 pytest.importorskip("pyarrow", reason="needs the extra corpus")
 
+import pyarrow.parquet as pq
 from fake_corpus import run as run_fake
 
 from audiovq.audio import load_audio
-from audiovq.corpus import TokenDataset
+from audiovq.corpus import TokenDataset, collate
 from audiovq_cli import app
 
 
@@ -50,14 +52,31 @@ def test_a_folder_becomes_a_corpus_of_the_models_tokens(tmp_path, tiny_folder, t
         codes = tiny_model.encode(torch.from_numpy(wav)[None, None], 3).indices[0]
         assert (example.id, example.n_samples) == (path.stem, len(wav))
         np.testing.assert_array_equal(example.codes, codes)
-    import pyarrow.parquet as pq
-
     for row in pq.read_table(out / "shard-000000.parquet").to_pylist():
         assert sum(row["segment_frames"]) == len(row["codes_0"])
         assert len(row["segment_units"]) == len(row["segment_frames"])
     assert "nothing was left to do" in call(*words, code=1).stderr
     result = call(*words[:-1], "2", code=1)
     assert "was begun with n_q 3, not 2" in result.stderr
+
+
+def test_levels_of_several_rates_are_the_models_too(tmp_path):
+    model = started_model(replace(TINY, level_strides=(4, 2, 1, 1)))
+    model.save_pretrained(tmp_path / "model")
+    words = ["encode", EXAMPLES[1].parent, "-o", tmp_path / "out", "--model", tmp_path / "model"]
+    call(*words, "--jobs", 1, "--n-q", 2, "--segments", "--price", 2)
+    assert "is whole" in call("verify", tmp_path / "out").stdout
+    data = TokenDataset(tmp_path / "out")
+    for example, path in zip(data, EXAMPLES, strict=True):
+        wav = torch.from_numpy(load_audio(path, 16_000))[None, None]
+        codes = model.encode(wav, 2)
+        np.testing.assert_array_equal(example.codes, codes.indices[0])
+        batch = collate([example])
+        assert batch.codes.level_strides == codes.level_strides
+        if path == EXAMPLES[1]:
+            assert torch.equal(model.decode(batch.codes), model.decode(codes))
+    for row in pq.read_table(tmp_path / "out").to_pylist():
+        assert sum(row["segment_frames"]) == len(row["codes_0"]) == -(-len(row["codes_1"]) // 2)
 
 
 def test_verify_says_what_is_wrong(fake):

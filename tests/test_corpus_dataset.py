@@ -12,10 +12,14 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("pyarrow", reason="needs the extra corpus")
 
-from fake_corpus import SETTINGS, codes_of, fake_rows, run
+import pyarrow.parquet as pq
+from fake_corpus import SETTINGS, FakeLoader, codes_of, fake_rows, run
 
+from audiovq import read_tokens
 from audiovq.corpus import TokenDataset, TokenStream, collate
 from audiovq.corpus.export import export_datasets, export_lhotse, export_npy, export_text
+from audiovq.corpus.layout import read_corpus
+from audiovq.corpus.shards import tar_records
 from audiovq.corpus.statistics import NGrams, statistics
 from audiovq.files import FileRefused
 from audiovq.segment import run_lengths
@@ -28,6 +32,15 @@ def corpus(tmp_path_factory) -> Path:
     """61 recordings in 13 shards of one row group each; two are refused."""
     out = tmp_path_factory.mktemp("corpus") / "out"
     run(out, fake_rows(N, (4, 11)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory) -> Path:
+    """The first recordings of levels at several rates, in two shards."""
+    out = tmp_path_factory.mktemp("coarse") / "out"
+    settings = replace(SETTINGS, level_strides=STRIDES)
+    run(out, fake_rows(10, (4,)), settings=settings, loader=FakeLoader(strides=STRIDES))
     return out
 
 
@@ -149,6 +162,64 @@ def test_batches_are_codes_of_the_model(corpus):
         np.testing.assert_array_equal(item[:, :n], codes_of(name))
         assert not item[:, n:].any()
         assert n == -(-n_samples // 320)
+
+
+STRIDES = (4, 1, 2)
+
+
+def in_frames(name: str) -> np.ndarray:
+    """`codes_of` for levels of `STRIDES`: uint16 [3, T], each code in all its frames."""
+    codes = codes_of(name)
+    rows = [np.repeat(row[::n], n)[: codes.shape[1]] for row, n in zip(codes, STRIDES)]
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("n_q", [None, 1, 2])
+def test_codes_of_coarser_levels_are_stored_once_and_stand_in_all_their_frames(
+    coarse, tmp_path, n_q
+):
+    rows = pq.read_table(coarse)  # the folder as others read it
+    for name, once in zip(rows["id"].to_pylist(), rows["codes_0"].to_pylist()):
+        assert once == codes_of(name)[0, ::4].tolist()
+    data = TokenDataset(coarse, n_q)
+    assert [example.id for example in data] == WANTED[:9]
+    for example in data:
+        np.testing.assert_array_equal(example.codes, in_frames(example.id)[:n_q])
+    batch = collate([data[0], data[1]])
+    assert batch.codes.level_strides == STRIDES[:n_q]
+    for name, level in zip(batch.ids, batch.codes.levels[0].numpy()):
+        once = codes_of(name)[0, ::4]
+        np.testing.assert_array_equal(level[: len(once)], once)
+
+
+def test_exports_and_statistics_count_coarse_codes_once(coarse, tmp_path):
+    export_text(coarse, tmp_path / "u.txt", names=True)
+    lines = dict(line.split("|") for line in (tmp_path / "u.txt").read_text().splitlines())
+    assert lines["r3"] == " ".join(map(str, codes_of("r3")[0, ::4]))
+    export_npy(coarse, tmp_path / "tree")
+    tokens = read_tokens(tmp_path / "tree" / "r3.npy")
+    assert tokens.level_strides == STRIDES
+    np.testing.assert_array_equal(tokens.indices, in_frames("r3"))
+    facts = statistics(coarse)
+    frames = [codes_of(name).shape[1] for name in WANTED[:9]]
+    assert facts["frames"] == sum(frames)
+    assert facts["tokens"] == sum(-(-n // stride) for n in frames for stride in STRIDES)
+
+
+def test_tars_keep_the_rates_of_levels(tmp_path):
+    settings = replace(SETTINGS, level_strides=STRIDES, format="webdataset")
+    run(tmp_path / "out", fake_rows(3, ()), settings=settings, loader=FakeLoader(strides=STRIDES))
+    records = [*tar_records(tmp_path / "out" / "shard-000000.tar")]
+    assert [facts["audiovq"]["level_strides"] for facts, _ in records] == [list(STRIDES)] * 3
+    for facts, indices in records:
+        np.testing.assert_array_equal(indices, in_frames(facts["id"]))
+
+
+def test_corpora_of_one_rate_are_as_they_were_before_there_were_others(corpus):
+    assert "level_strides" not in SETTINGS.facts()
+    about = pq.read_schema(corpus / "shard-000000.parquet").metadata[b"audiovq"]
+    assert "level_strides" not in json.loads(about)
+    assert read_corpus(corpus).digests[0] == "898e7060ca43c61515792e62165c30c9"
 
 
 def test_a_corpus_that_is_not_complete_is_refused(corpus, tmp_path):

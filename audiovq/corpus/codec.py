@@ -25,11 +25,11 @@ class Encoded:
     """The tokens of a row."""
 
     codes: np.ndarray | Sequence[np.ndarray]
-    """uint16 [T] of each level."""
+    """uint16 of each level, each code once: [T], or [ceil(T / stride)]."""
     n_samples: int
     """At the model's rate."""
     segments: tuple[np.ndarray, np.ndarray] | None = None
-    """Units of segments, uint16, and the frames that each lasts, uint32."""
+    """Units of segments, uint16, and the codes of level 0 that each lasts, uint32."""
 
 
 class Codec(Protocol):
@@ -116,7 +116,12 @@ class ModelCodec:
             n_samples += len(block)
             parts.append(as_array(stream.encode_blocks(torch.from_numpy(block)[None, None])))
         parts.append(as_array(stream.flush_encode()))
-        return Encoded(np.concatenate(parts, axis=1), n_samples, self._segments(row))
+        levels = self._levels(np.concatenate(parts, axis=1))
+        return Encoded(levels, n_samples, self._segments(row))
+
+    def _levels(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Codes uint16 [n_q, T], those of each level once."""
+        return [row[::n] for row, n in zip(indices, self._settings.frames_per_code)]
 
     def _segments(self, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
         price = self._settings.segment_price
@@ -153,8 +158,8 @@ class ModelCodec:
             item[0, : len(sound)] = sound
         codes = self._model.encode(wav, self._settings.n_q, lengths).indices.cpu().numpy()
         for item, length in zip(codes, lengths):
-            n_frames = -(-length // self._settings.hop_length)
-            yield Encoded(item[:, :n_frames].astype(np.uint16), length)
+            indices = item[:, : self._settings.n_frames(length)].astype(np.uint16)
+            yield Encoded(self._levels(indices), length)
 
 
 def batches(lengths: Sequence[tuple[int, int]], sample_rate: int) -> Iterator[list[int]]:

@@ -46,10 +46,13 @@ class Example(NamedTuple):
 
     id: str
     codes: np.ndarray
-    """uint16 [n_q, T]; a view that must not be written to."""
+    """uint16 [n_q, T]; a view that must not be written to. A code that stands for several frames
+    stands in each of them."""
     n_samples: int
     text: str | None
     speaker: str | None
+    level_strides: tuple[int, ...] = ()
+    """Frames that a code of each level stands for; empty when all are 1."""
     position: Position | None = None
     """In a `TokenStream`; see `TokenStream.advance`."""
 
@@ -69,12 +72,12 @@ class Batch(NamedTuple):
 
 def collate(examples: Sequence[Example]) -> Batch:
     """A padded batch; for `DataLoader(..., collate_fn=collate)`."""
-    ids, codes, n_samples, texts, speakers, positions = zip(*examples)
+    ids, codes, n_samples, texts, speakers, strides, positions = zip(*examples)
     n_frames = [item.shape[1] for item in codes]
     indices = np.zeros((len(codes), len(codes[0]), max(n_frames)), dtype=np.int64)
     for place, item in zip(indices, codes):
         place[:, : item.shape[1]] = item
-    padded = Codes(torch.from_numpy(indices), n_samples)
+    padded = Codes(torch.from_numpy(indices), n_samples, strides[0])
     return Batch(padded, torch.tensor(n_frames), ids, texts, speakers, positions)
 
 
@@ -96,6 +99,8 @@ class Groups:
             raise ValueError(f"n_q must be in 1..{settings.n_q}, not {n_q}.")
         self.settings = settings
         self.n_q = n_q or settings.n_q
+        self.level_strides = settings.level_strides[: self.n_q]
+        """Of the levels that are read."""
         entries = read_index(folder)
         self.places = [(e.file, group) for e in entries for group in range(len(e.groups))]
         """File and number of each row group."""
@@ -115,21 +120,31 @@ class Groups:
                 raise FileRefused(
                     f"{self.folder / name} is damaged; run `audiovq corpus verify`."
                 ) from error
-        codes, ends = _codes(table, columns)
-        items = [codes[:, start:end] for start, end in itertools.pairwise(ends)]
+        n_frames = self.settings.n_frames(table["n_samples"].to_numpy())
+        ends = np.cumsum([0, *n_frames])
+        levels = [
+            _in_frames(table[name].chunk(0), n_frames, ends, stride)
+            for name, stride in zip(columns, self.settings.frames_per_code)
+        ]
+        codes = np.stack(levels)
+        items = [codes[:, start:end] for start, end in itertools.pairwise(ends.tolist())]
         told = (table[c].to_pylist() for c in ("n_samples", "text", "speaker"))
-        return [*map(Example, table["id"].to_pylist(), items, *told)]
+        strides = itertools.repeat(self.level_strides)
+        return [*map(Example, table["id"].to_pylist(), items, *told, strides)]
 
 
-def _codes(table: pa.Table, columns: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-    """The codes of a row group, uint16 [n_q, sum of T], and where each recording begins and ends.
+def _in_frames(
+    lists: pa.ListArray, n_frames: np.ndarray, ends: np.ndarray, stride: int
+) -> np.ndarray:
+    """The codes of a level of a row group, uint16 [sum of T], in each frame that they stand for.
 
-    All levels have one rate so far.
+    n_frames: int64 [B], of each recording. ends: their sums, from 0 on.
     """
-    levels = [table.column(name).chunk(0) for name in columns]
-    offsets = levels[0].offsets.to_numpy()
-    values = [level.values.to_numpy()[offsets[0] : offsets[-1]] for level in levels]
-    return np.stack(values), (offsets - offsets[0]).tolist()
+    values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+    if stride == 1:
+        return values[offsets[0] : offsets[-1]]
+    frames = np.arange(ends[-1]) - np.repeat(ends[:-1], n_frames)
+    return values[np.repeat(offsets[:-1], n_frames) + frames // stride]
 
 
 class TokenDataset(Dataset):
@@ -247,7 +262,7 @@ class TokenStream(IterableDataset):
                 order = self._order(len(examples), epoch, block + 1)
                 for place in range(done, len(examples)):
                     position = Position(worker, workers, epoch, block, place)
-                    yield Example(*examples[order[place]][:5], position)
+                    yield Example(*examples[order[place]][:-1], position)
 
     def _block(self, epoch: int, block: int) -> list[int]:
         """The row groups of a block."""

@@ -77,6 +77,7 @@ def encode_corpus(
         shard_rows=shard_rows,
         format=format,
         segment_price=None if price is None else float(price),
+        level_strides=codec.config.level_strides[: codec.check_n_q(n_q)],
     )
     if os.path.isdir(model):
         model = os.path.abspath(model)  # workers may stand elsewhere

@@ -33,20 +33,21 @@ def export_text(
     overwrite: bool = False,
     count: Count = lambda n: None,
 ) -> None:
-    """Units as text, one line a recording, numbers between blanks.
+    """Units as text, one line a recording, numbers between blanks, each code once.
 
     dedup: merge repeats. names: begin each line with the id and "|". Raises `ValueError` for a
     level that the corpus has not.
     """
-    n_q = read_corpus(folder).settings.n_q
-    if not 0 <= level < n_q:
-        raise ValueError(f"{folder} has levels 0 to {n_q - 1}; there is no level {level}.")
+    settings = read_corpus(folder).settings
+    if not 0 <= level < settings.n_q:
+        raise ValueError(f"{folder} has levels 0 to {settings.n_q - 1}; there is no level {level}.")
+    stride = settings.frames_per_code[level]
     with (
         atomic_output(out, overwrite=overwrite) as temporary,
         temporary.open("w", encoding="utf-8") as file,
     ):
         for n, example in enumerate(examples(folder, level + 1), 1):
-            line = to_text(example.codes[level], dedup=dedup)
+            line = to_text(example.codes[level, ::stride], dedup=dedup)
             file.write(f"{example.id}|{line}\n" if names else f"{line}\n")
             count(n)
 
@@ -54,12 +55,17 @@ def export_text(
 def export_npy(
     folder: str | Path, out: str | Path, *, overwrite: bool = False, count: Count = lambda n: None
 ) -> None:
-    """A tree of `.npy` token files, uint16 [n_q, T], each by its id.
+    """A tree of `.npy` token files, as `audiovq.codes.npy_bytes` has them, each by its id.
 
     Raises `FileRefused` for an id that leads out of `out`.
     """
     for n, example in enumerate(examples(folder), 1):
-        write_npy(_place(Path(out), example.id), example.codes, overwrite=overwrite)
+        write_npy(
+            _place(Path(out), example.id),
+            example.codes,
+            level_strides=example.level_strides,
+            overwrite=overwrite,
+        )
         count(n)
 
 
@@ -88,7 +94,8 @@ def export_lhotse(
 ) -> None:
     """A lhotse CutSet, `cuts.jsonl.gz`, with the codes as arrays beside it.
 
-    `cut.load_codes()` gives uint16 [T, n_q]. A cut has its recording where that is an audio file
+    `cut.load_codes()` gives uint16 [T, n_q]; a code that stands for several frames stands in each
+    of them. A cut has its recording where that is an audio file
     that is still there, and is without sound otherwise. Text and speaker are a supervision.
     """
     from lhotse import CutSet, NumpyFilesWriter

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from audiovq.files import FileRefused, atomic_output, read_text
+from audiovq.flatten import checked_strides
 
 CORPUS_FILE = "_corpus.json"
 PLAN_FILE = "_plan.parquet"
@@ -54,8 +55,12 @@ class Settings:
     """One of `FORMATS`."""
     segment_price: float | None = None
     """Price of the units' segments; None when there are none."""
+    level_strides: tuple[int, ...] = ()
+    """Frames that a code of each level stands for; empty when all are 1."""
 
     def __post_init__(self) -> None:
+        strides = checked_strides(self.level_strides, self.n_q)
+        object.__setattr__(self, "level_strides", strides)
         if self.format not in FORMATS:
             raise ValueError(f"format must be {' or '.join(FORMATS)}, not {self.format!r}.")
         if self.shard_rows < 1:
@@ -66,9 +71,25 @@ class Settings:
         """Frames per second, in Hz."""
         return self.sample_rate / self.hop_length
 
+    @property
+    def frames_per_code(self) -> tuple[int, ...]:
+        """`level_strides`, all 1 written out."""
+        return self.level_strides or (1,) * self.n_q
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames that cover so many samples."""
+        return -(-n_samples // self.hop_length)
+
+    def facts(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        facts = asdict(self)
+        if not self.level_strides:
+            del facts["level_strides"]  # as in corpora from before there was any
+        return facts
+
     def metadata(self) -> dict[str, Any]:
         """What shards say of their tokens, in the schema's metadata under `audiovq`."""
-        facts = asdict(self) | {"version": VERSION}
+        facts = self.facts() | {"version": VERSION}
         del facts["shard_rows"], facts["format"]
         return facts
 
@@ -137,7 +158,8 @@ def entry_path(out: Path, shard: int) -> Path:
 
 def write_corpus(out: Path, corpus: Corpus) -> None:
     """Write `_corpus.json`."""
-    write_json(out / CORPUS_FILE, {"version": VERSION, **asdict(corpus)})
+    facts = {"version": VERSION, **asdict(corpus), "settings": corpus.settings.facts()}
+    write_json(out / CORPUS_FILE, facts)
 
 
 def read_corpus(out: str | Path) -> Corpus:

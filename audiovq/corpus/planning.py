@@ -10,7 +10,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ def write_plan(source: Source, settings: Settings, path: Path) -> Corpus:
     n_more = 0
     hashes = array("Q")
     digests: list[str] = []
-    seed = json.dumps([VERSION, asdict(settings)]).encode()
+    seed = json.dumps([VERSION, settings.facts()]).encode()
 
     def rows() -> Iterator[Row]:
         nonlocal n_more

@@ -13,13 +13,15 @@ A row of a Parquet shard is a recording:
     text            string or null
     speaker         string or null
     segment_units   list of uint16, with --segments
-    segment_frames  list of uint32, how long each segment lasts
+    segment_frames  list of uint32, how many codes of level 0 each segment lasts
 
-A column for each level, so that a reader of units reads an eighth of the file, and levels may have
-rates of their own. The schema's metadata has under `audiovq` a JSON object: `Settings.metadata`.
+A column for each level, so that a reader of units reads an eighth of the file. Levels of coarser
+rates, whose codes stand for several frames each (`level_strides`), have shorter lists: each code
+once. The schema's metadata has under `audiovq` a JSON object: `Settings.metadata`.
 
 A WebDataset shard has two members for a recording: KEY.json with the other columns, and under
-`audiovq` what the metadata says, and KEY.npy, uint16 [n_q, T].
+`audiovq` what the metadata says, and KEY.npy, as `audiovq.codes.npy_bytes` has it: uint16 [n_q, T],
+or a record where levels are of several rates.
 """
 
 import io
@@ -35,11 +37,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiovq.codes import npy_bytes
+from audiovq.codes import npy_bytes, unpack_tokens
 from audiovq.corpus.codec import Encoded
 from audiovq.corpus.layout import Settings
 from audiovq.corpus.rows import Row
 from audiovq.files import FileRefused
+from audiovq.flatten import join_levels
 
 GROUP_ROWS = 256
 """Rows of a row group: what a worker holds, and what a reader reads at once."""
@@ -175,7 +178,9 @@ class TarShard:
             key = f"{self._n:09d}"  # ids may have dots, at which WebDataset ends the key
             self._n += 1
             self._add(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
-            self._add(f"{key}.npy", npy_bytes(np.stack(list(item.codes))))
+            n_frames = self._settings.n_frames(item.n_samples)
+            indices = join_levels(list(item.codes), n_frames, self._settings.frames_per_code)
+            self._add(f"{key}.npy", npy_bytes(indices, self._settings.level_strides))
 
     def _add(self, name: str, data: bytes) -> None:
         member = tarfile.TarInfo(name)  # without times and owners: the same bytes in every run
@@ -223,6 +228,6 @@ def tar_records(path: Path) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
                 if os.path.splitext(member.name)[1] == ".json":
                     facts = json.loads(data)
                 else:
-                    yield facts, np.load(io.BytesIO(data), allow_pickle=False)
+                    yield facts, unpack_tokens(data, f"{path}#{member.name}").indices
     except (OSError, tarfile.TarError, ValueError) as error:
         raise FileRefused(f"{path} is damaged; run `audiovq corpus verify`.") from error

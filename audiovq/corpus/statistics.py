@@ -96,20 +96,21 @@ def statistics(
     counts = np.zeros((settings.n_q, size), dtype=np.int64)
     grams = [NGrams(k, size) for k in range(1, n + 1)]
     hashes, seconds, speakers = array("Q"), array("d"), Counter[str | None]()
+    frames = 0
     for number in range(len(groups.places)):
         for example in groups.read(number):
+            frames += example.codes.shape[1]
             seconds.append(example.n_samples / settings.sample_rate)
             speakers[example.speaker] += 1
             hashes.append(_hash(example))
             for gram in grams:
                 gram.add(example.codes[0])
-            for level, codes in enumerate(example.codes):
-                counts[level] += np.bincount(codes, minlength=size)
+            for level, stride in enumerate(settings.frames_per_code):
+                counts[level] += np.bincount(example.codes[level, ::stride], minlength=size)
         if progress is not None:
             progress(number + 1, len(groups.places))
     entries = read_index(folder)
     lengths = np.frombuffer(seconds, dtype=np.float64)
-    frames = int(counts[0].sum())
     return {
         "model": settings.model,
         "fingerprint": settings.fingerprint,
@@ -121,7 +122,7 @@ def statistics(
         "median_s": float(np.median(lengths)) if len(lengths) else 0.0,
         "longest_s": float(lengths.max(initial=0.0)),
         "frames": frames,
-        "tokens": frames * settings.n_q,
+        "tokens": int(counts.sum()),
         "shards": len(entries),
         "bytes": sum(entry.bytes for entry in entries),
         "units_per_second": grams[0].facts()["total"] / max(1e-9, float(lengths.sum())),

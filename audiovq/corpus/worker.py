@@ -87,14 +87,15 @@ def encode_shard(
             atomic_output(path, overwrite=True, durable=True) as temporary,
         ):
             groups, refused = _write(temporary, rows, job.settings, codec, trail, tick)
+            lengths = [n_samples for group in groups for n_samples in group]
             n_bytes, sha256 = checksum(temporary)
         done = Entry(
             shard=task.shard,
             file=path.name,
             digest=task.digest,
-            rows=sum(len(group) for group in groups),
-            samples=sum(n_samples for group in groups for n_samples, _ in group),
-            frames=sum(n_frames for group in groups for _, n_frames in group),
+            rows=len(lengths),
+            samples=sum(lengths),
+            frames=sum(map(job.settings.n_frames, lengths)),
             bytes=n_bytes,
             sha256=sha256,
             groups=tuple(len(group) for group in groups if group),
@@ -116,9 +117,9 @@ def _write(
     codec: Codec,
     trail: "Trail",
     tick: Callable[[float], None],
-) -> tuple[list[list[tuple[int, int]]], list[dict[str, str]]]:
-    """Write the rows' shard: samples and frames of each row of its groups, and what was refused."""
-    groups: list[list[tuple[int, int]]] = []
+) -> tuple[list[list[int]], list[dict[str, str]]]:
+    """Write the rows' shard: samples of each row of its groups, and what was refused."""
+    groups: list[list[int]] = []
     refused: list[dict[str, str]] = []
     deadly = trail.deadly()
     with shard_writer(path, settings) as writer:
@@ -139,7 +140,7 @@ def _write(
                     kept.append(item)
                     tick(item.n_samples / settings.sample_rate)
             writer.write(kept_rows, kept)
-            groups.append([(item.n_samples, max(map(len, item.codes))) for item in kept])
+            groups.append([item.n_samples for item in kept])
     return groups, refused
 
 
