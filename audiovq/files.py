@@ -190,13 +190,22 @@ def refuse_unreadable(path: str | Path) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileRefused(f"{path} does not exist; check the name.") from error
     except OSError as error:
-        raise FileRefused(f"{path} cannot be read: {error.strerror}.") from error
+        raise FileRefused(f"{path} cannot be read: {error.strerror or error}.") from error
     except MemoryError as error:
         raise FileRefused(f"{path} is larger than the memory; cut it into parts.") from error
     except FileRefused:
         raise
     except ValueError as error:  # a null character, or one that the file system cannot spell
         raise FileRefused(f"{str(path)!r} is not a file name; check the name.") from error
+
+
+@contextmanager
+def refuse_unwritable(path: str | Path) -> Iterator[None]:
+    """Turn the errors of what writes `path`, a folder or file, into `FileRefused`."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(Path(path), error) from error
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -40,8 +40,7 @@ def verify(out: str | Path, progress: Callable[[int, int], None] | None = None) 
     wrong += _strangers(out, corpus)
     if not wrong:
         try:
-            if len(layout.read_index(out)) != corpus.n_shards:
-                wrong.append(f"{layout.INDEX_FILE} is of other shards; encode again.")
+            layout.read_index(out)
         except FileRefused as error:
             wrong.append(str(error))
     return wrong
@@ -71,7 +70,11 @@ def _wrong_with(
         yield f"{name} is damaged: its checksum is another one than when it was written."
         return
     if plan is not None:
-        planned_ids = plan.read_row_group(shard, columns=["id"])["id"].to_pylist()
+        try:
+            planned_ids = plan.read_row_group(shard, columns=["id"])["id"].to_pylist()
+        except (OSError, ValueError) as error:
+            yield f"{layout.PLAN_FILE} is damaged at the rows of {name} ({error})."
+            return
         yield from _lost(out, corpus, entry, planned_ids)
 
 

@@ -2,12 +2,16 @@
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from audiovq.corpus.rows import Problem, Row, stamp
 from audiovq.files import FileRefused
+
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, AssertionError)
+"""What lhotse raises at manifests that are not what they should be."""
 
 
 def cut_rows(path: Path, audio_root: str | Path | None) -> Callable[[], Iterator[Row | Problem]]:
@@ -24,7 +28,7 @@ def cut_rows(path: Path, audio_root: str | Path | None) -> Callable[[], Iterator
 
     try:
         first = next(iter(load_jsonl(path)), None)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise FileRefused(f"{path} cannot be read as JSON lines ({error}).") from error
     if not isinstance(first, dict) or "Cut" not in str(first.get("type")):
         raise FileRefused(f"{path} holds no lhotse cuts; make some with `lhotse cut simple`.")
@@ -34,7 +38,7 @@ def cut_rows(path: Path, audio_root: str | Path | None) -> Callable[[], Iterator
         try:
             for cut in CutSet.from_jsonl_lazy(path):
                 yield _row(cut, path, root)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, zlib.error, *_MALFORMED) as error:
             yield Problem(str(path), f"it is damaged ({type(error).__name__}: {error})")
 
     return walk

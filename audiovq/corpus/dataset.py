@@ -74,9 +74,10 @@ def collate(examples: Sequence[Example]) -> Batch:
     """A padded batch; for `DataLoader(..., collate_fn=collate)`."""
     ids, codes, n_samples, texts, speakers, strides, positions = zip(*examples)
     n_frames = [item.shape[1] for item in codes]
-    indices = np.zeros((len(codes), len(codes[0]), max(n_frames)), dtype=np.int64)
-    for place, item in zip(indices, codes):
-        place[:, : item.shape[1]] = item
+    indices = np.empty((len(codes), len(codes[0]), max(n_frames)), dtype=np.int64)
+    for place, item, n in zip(indices, codes, n_frames):
+        place[:, :n] = item
+        place[:, n:] = 0
     padded = Codes(torch.from_numpy(indices), n_samples, strides[0])
     return Batch(padded, torch.tensor(n_frames), ids, texts, speakers, positions)
 
@@ -101,6 +102,7 @@ class Groups:
         self.n_q = n_q or settings.n_q
         self.level_strides = settings.level_strides[: self.n_q]
         """Of the levels that are read."""
+        self._code_columns = [f"codes_{level}" for level in range(self.n_q)]
         entries = read_index(folder)
         self.places = [(e.file, group) for e in entries for group in range(len(e.groups))]
         """File and number of each row group."""
@@ -110,23 +112,27 @@ class Groups:
     def read(self, number: int) -> list[Example]:
         """The recordings of a row group."""
         name, group = self.places[number]
-        columns = [f"codes_{level}" for level in range(self.n_q)]
+        columns = ["id", "n_samples", "text", "speaker", *self._code_columns]
         with open_shard(self.folder / name) as file:
             try:
-                table = file.read_row_group(
-                    group, ["id", "n_samples", "text", "speaker", *columns], use_threads=False
-                )
-            except (OSError, pa.ArrowInvalid, IndexError) as error:
+                table = file.read_row_group(group, columns, use_threads=False)
+                return self._examples(table)
+            except (OSError, ValueError, LookupError) as error:
                 raise FileRefused(
                     f"{self.folder / name} is damaged; run `audiovq corpus verify`."
                 ) from error
+
+    def _examples(self, table: pa.Table) -> list[Example]:
+        """The recordings of a table. Raises `ValueError` or `LookupError` for a damaged one."""
         n_frames = self.settings.n_frames(table["n_samples"].to_numpy())
-        ends = np.cumsum([0, *n_frames])
+        ends = np.cumsum(np.append(0, n_frames))
         levels = [
             _in_frames(table[name].chunk(0), n_frames, ends, stride)
-            for name, stride in zip(columns, self.settings.frames_per_code)
+            for name, stride in zip(self._code_columns, self.settings.frames_per_code)
         ]
         codes = np.stack(levels)
+        if codes.shape != (self.n_q, ends[-1]):
+            raise ValueError(f"codes are {codes.shape}, not {(self.n_q, ends[-1])}")
         items = [codes[:, start:end] for start, end in itertools.pairwise(ends.tolist())]
         told = (table[c].to_pylist() for c in ("n_samples", "text", "speaker"))
         strides = itertools.repeat(self.level_strides)

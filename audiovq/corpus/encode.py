@@ -119,8 +119,8 @@ def run(
 ) -> Progress:
     """`encode_corpus` with any codec; tests and benchmarks have their own."""
     corpus = _plan(source, out, settings, update=update)
-    done, tasks = _compare(out, corpus, retry=retry)
-    progress = Progress(corpus, jobs, done)
+    progress = Progress(corpus, jobs)
+    tasks = _missing(out, corpus, progress, retry=retry)
     if on_event is not None:
         on_event(progress, None)
     if tasks:
@@ -149,6 +149,8 @@ def _events(
 
 def _plan(source: Source, out: Path, settings: Settings, *, update: bool) -> Corpus:
     """Plan the sources as they are now, and see that it is what `out` was begun with."""
+    if out.exists() and not out.is_dir():
+        raise FileRefused(f"{out} is not a folder; name one for the shards.")
     before = read_corpus(out) if (out / layout.CORPUS_FILE).exists() else None
     if before is not None and not update:
         _refuse_other_settings(out, before.settings, settings)
@@ -192,9 +194,9 @@ def _remove_stale(out: Path, before: Corpus, corpus: Corpus) -> None:
             (out / layout.shard_file(shard, before.settings.format)).unlink(missing_ok=True)
 
 
-def _compare(out: Path, corpus: Corpus, *, retry: bool) -> tuple[list[Entry], list[Task]]:
-    """The shards that are there, and those to encode."""
-    done: list[Entry] = []
+def _missing(out: Path, corpus: Corpus, progress: Progress, *, retry: bool) -> list[Task]:
+    """The shards to encode. `progress` counts the others, whose entries are not kept: they name
+    all that was refused."""
     tasks: list[Task] = []
     for shard, digest in enumerate(corpus.digests):
         entry = done_entry(out, corpus, shard)
@@ -204,8 +206,8 @@ def _compare(out: Path, corpus: Corpus, *, retry: bool) -> tuple[list[Entry], li
         if entry is None:
             tasks.append(Task(shard, digest))
         else:
-            done.append(entry)
-    return done, tasks
+            progress.was_there(entry)
+    return tasks
 
 
 def finish(out: Path, corpus: Corpus, progress: Progress) -> None:

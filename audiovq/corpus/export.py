@@ -9,7 +9,7 @@ from typing import Any
 from audiovq.codes import write_npy
 from audiovq.corpus.dataset import Example, Groups
 from audiovq.corpus.layout import read_corpus, read_index
-from audiovq.files import FileRefused, atomic_output, refuse_existing
+from audiovq.files import FileRefused, atomic_output, refuse_existing, refuse_unwritable
 from audiovq.segment import to_text
 
 Count = Callable[[int], None]
@@ -84,9 +84,16 @@ def export_datasets(folder: str | Path, out: str | Path, *, overwrite: bool = Fa
     Groups(folder)  # refuses what is no complete corpus of Parquet shards
     files = [str(Path(folder) / entry.file) for entry in read_index(folder)]
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(dir=Path(out).absolute().parent) as cache:
-        data = datasets.Dataset.from_parquet(files, cache_dir=cache)
-        data.save_to_disk(os.fspath(out))
+    parent = Path(out).absolute().parent
+    with refuse_unwritable(out):
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as cache:
+            try:
+                data = datasets.Dataset.from_parquet(files, cache_dir=cache)
+            except datasets.exceptions.DatasetGenerationError as error:
+                why = error.__cause__ or error
+                raise FileRefused(f"{folder} cannot become a dataset ({why}).") from error
+            data.save_to_disk(os.fspath(out))
 
 
 def export_lhotse(
@@ -103,7 +110,8 @@ def export_lhotse(
     out = Path(out)
     _refuse_folder(out, overwrite=overwrite)
     corpus, groups = read_corpus(folder), Groups(folder)
-    out.mkdir(parents=True, exist_ok=True)
+    with refuse_unwritable(out):
+        out.mkdir(parents=True, exist_ok=True)
 
     def cuts(storage: Any) -> Iterator[Any]:
         n = 0

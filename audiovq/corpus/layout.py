@@ -207,14 +207,15 @@ def read_index(out: str | Path) -> list[Entry]:
 
     Raises `FileRefused` when the corpus is not encoded to its end, or the index is damaged.
     """
-    path = Path(out) / INDEX_FILE
-    if not path.exists():
-        read_corpus(out)  # says it when there is none at all
-        raise FileRefused(f"{out} is not complete; run the same `audiovq corpus encode` again.")
-    try:
-        return [Entry.from_json(line) for line in read_text(path).splitlines()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileRefused(f"{path} is damaged; run `audiovq corpus verify`.") from error
+    path, corpus = Path(out) / INDEX_FILE, read_corpus(out)
+    if path.exists():
+        try:
+            entries = [Entry.from_json(line) for line in read_text(path).splitlines()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileRefused(f"{path} is damaged; run `audiovq corpus verify`.") from error
+        if tuple(entry.digest for entry in entries) == corpus.digests:
+            return entries
+    raise FileRefused(f"{out} is not complete; run the same `audiovq corpus encode` again.")
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:

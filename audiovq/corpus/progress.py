@@ -1,7 +1,6 @@
 """How far a run is: recordings, hours, speed, time left, failures, and the load of each worker."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,22 +23,22 @@ class Load:
 class Progress:
     """What a run has done, and what was there before.
 
-    jobs: workers. done: shards that were there.
+    jobs: workers.
     """
 
-    def __init__(self, corpus: Corpus, jobs: int, done: Sequence[Entry]) -> None:
+    def __init__(self, corpus: Corpus, jobs: int) -> None:
         self.corpus = corpus
         self.jobs = jobs
-        self.rows_before = sum(entry.rows + len(entry.refused) for entry in done)
-        self.shards = len(done)
+        self.rows_before = 0
+        self.shards = 0
         """Shards that are complete, those of earlier runs included."""
-        self.encoded = sum(entry.rows for entry in done)
+        self.encoded = 0
         """Recordings in them."""
-        self.refused = sum(len(entry.refused) for entry in done)
+        self.refused = 0
         """Recordings of them that have no tokens."""
-        self.seconds = sum(entry.samples for entry in done) / corpus.settings.sample_rate
+        self.seconds = 0.0
         """Of audio in them."""
-        self.bytes = sum(entry.bytes for entry in done)
+        self.bytes = 0
         self.deaths = 0
         """Workers that died and were replaced; Ray does not say."""
         self.workers: dict[str, Load] = {}
@@ -58,14 +57,22 @@ class Progress:
         elif isinstance(event, Result):
             self._count(event)
 
-    def _count(self, result: Result) -> None:
-        entry = result.entry
-        seconds = entry.samples / self.corpus.settings.sample_rate
+    def was_there(self, entry: Entry) -> None:
+        """Count a shard of an earlier run."""
+        self._add(entry)
+        self.rows_before += entry.rows + len(entry.refused)
+
+    def _add(self, entry: Entry) -> None:
         self.shards += 1
         self.encoded += entry.rows
         self.refused += len(entry.refused)
-        self.seconds += seconds
+        self.seconds += entry.samples / self.corpus.settings.sample_rate
         self.bytes += entry.bytes
+
+    def _count(self, result: Result) -> None:
+        entry = result.entry
+        seconds = entry.samples / self.corpus.settings.sample_rate
+        self._add(entry)
         self._seconds_new += seconds
         # What its worker ticked is counted by now; so is what one ticked that died at it.
         self._ticked = max(0, self._ticked - entry.rows - len(entry.refused))

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,8 @@ def _row(values: dict[str, Any], root: str, known_stamp: Callable[[str], str | N
     named = values.get("path")
     if not named:
         raise ValueError("it has no path")
+    if not isinstance(named, str):
+        raise ValueError(f"its path is {str(named)[:40]}, which is no text")
     path = os.path.normpath(os.path.join(root, named))
     start = _number(values, "start")
     duration = _number(values, "duration") if start is not None else None
@@ -72,6 +75,8 @@ def _row(values: dict[str, Any], root: str, known_stamp: Callable[[str], str | N
     if duration is not None and not duration > 0:
         raise ValueError(f"its duration is {duration:g}; give seconds above 0")
     channel = _number(values, "channel")
+    if channel is not None and not channel.is_integer():
+        raise ValueError(f"its channel is {channel:g}; give a whole number from 0 on")
     name = values.get("id")
     if name is None or name == "":
         name = os.path.splitext(named)[0] + (f"@{start:g}" if start is not None else "")
@@ -92,9 +97,12 @@ def _number(values: dict[str, Any], name: str) -> float | None:
     if value is None or value == "":
         return None
     try:
-        return float(value)
-    except (ValueError, TypeError):
-        raise ValueError(f"its {name} is {str(value)[:40]!r}, which is no number") from None
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise ValueError(f"its {name} is {str(value)[:40]!r}, which is no number")
 
 
 def _text(values: dict[str, Any], name: str) -> str | None:
@@ -107,7 +115,10 @@ def _names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         return [str(name) for name in _open_parquet(path).schema_arrow.names]
     with _open_text(path) as file:
-        header: list[str] = next(_reader(path, file), [])
+        try:
+            header: list[str] = next(_reader(path, file), [])
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise FileRefused(f"{path} is not a table of text in UTF-8: {error}.") from error
     if not header:
         raise FileRefused(f"{path} is empty; its first line names the columns.")
     return header
@@ -118,11 +129,14 @@ def _records(path: Path, chosen: dict[str, str]) -> Iterator[tuple[int, dict[str
     if path.suffix.lower() == ".parquet":
         number = 0
         file = _open_parquet(path)
-        for batch in file.iter_batches(batch_size=8192, columns=list(chosen.values())):
-            lists = [batch.column(column).to_pylist() for column in chosen.values()]
-            for values in zip(*lists):
-                number += 1
-                yield number, dict(zip(chosen, values))
+        try:
+            for batch in file.iter_batches(batch_size=8192, columns=list(chosen.values())):
+                lists = [batch.column(column).to_pylist() for column in chosen.values()]
+                for values in zip(*lists):
+                    number += 1
+                    yield number, dict(zip(chosen, values))
+        except (OSError, pa.ArrowException) as error:
+            raise FileRefused(f"{path} is damaged after row {number}: {error}.") from error
         return
     with _open_text(path) as file:
         reader = _reader(path, file)
@@ -153,5 +167,5 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     with refuse_unreadable(path):
         try:
             return pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise FileRefused(f"{path} is not a Parquet table.") from error
+        except pa.ArrowException as error:
+            raise FileRefused(f"{path} is not a Parquet table, or damaged.") from error

@@ -18,7 +18,7 @@ from audiovq.corpus.layout import ENTRY_FOLDER, Entry, Settings, entry_path, rea
 from audiovq.corpus.planning import read_plan
 from audiovq.corpus.rows import Row
 from audiovq.corpus.shards import GROUP_ROWS, shard_writer
-from audiovq.files import atomic_output, refuse_unreadable
+from audiovq.files import atomic_output, refuse_unreadable, refuse_unwritable
 
 MOST_DEATHS = 5
 """How many workers of one run may die at the same recording, before it is refused."""
@@ -168,8 +168,9 @@ class Trail:
         self._path = self._folder / f"{shard:06d}.{job.run}.trail"
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "ab", buffering=0)
+        with refuse_unwritable(self._path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "ab", buffering=0)
         self.at(-1)
         return self
 
@@ -183,7 +184,8 @@ class Trail:
 
     def at(self, row: int) -> None:
         """Note that `row` is begun."""
-        self._file.write(np.int32(row).tobytes())
+        with refuse_unwritable(self._path):
+            self._file.write(np.int32(row).tobytes())
 
     def deadly(self) -> set[int]:
         """Rows at which `MOST_DEATHS` workers have ended."""
