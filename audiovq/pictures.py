@@ -30,10 +30,12 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: "Figure", path: str | Path, *, overwrite: bool = False) -> None:
+def save_figure(
+    figure: "Figure", path: str | Path, *, overwrite: bool = False, dpi: int = 110
+) -> None:
     """Write a figure as PNG, whole or not at all."""
     with atomic_output(path, overwrite=overwrite) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=dpi)
 
 
 def render(template: Path, **values: Any) -> str:

@@ -55,9 +55,9 @@ def decode(
     A .npy file holds whole frames and is taken to be of the model at hand; an .avq file knows its
     model and its number of samples. Folders are searched for these two.
 
-    Units decode as well: segments with their durations, an array [frames], or a line of text with
-    blanks between them, as unit:frames or a number for each frame. Where repeats were merged
-    without durations, each unit plays for one frame.
+    Units decode as well: segments with their durations, an array with a unit for each frame, or a
+    line of text with blanks between them, as unit:frames or a number for each frame. Where repeats
+    were merged without durations, each unit plays for one frame.
 
     Example: audiovq decode speech.npy -o speech.decoded.wav
     """

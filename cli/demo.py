@@ -1,9 +1,12 @@
 """`audiovq demo`: the codec as a page in the browser."""
 
 import os
+import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from audiovq.files import FileRefused
 
 from .options import Model, load_model
 
@@ -30,13 +33,28 @@ def demo(
 
     Example: audiovq demo
     """
+    at = _listening(host, port)  # before all else is loaded for nothing
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from audiovq.demo.server import serve
     from audiovq.demo.work import Limits
 
     codec = load_model(model)
-    typer.echo(f"{codec.name} is at http://{host}:{port} (Ctrl-C ends it)")
-    serve(codec, Limits(seconds=seconds), _others(), host=host, port=port)
+    address = f"[{host}]" if ":" in host else host
+    typer.echo(f"{codec.name} is at http://{address}:{port} (Ctrl-C ends it)")
+    serve(codec, Limits(seconds=seconds), _others(), at)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:  # the second of what can be no name
+        said = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+        raise FileRefused(
+            f"the page cannot be served at {host}:{port} ({said}); give another --port, of 1024 to "
+            "65535, or as --host an address of this machine."
+        ) from error
 
 
 def _others() -> "Others":

@@ -365,6 +365,20 @@ def test_every_verb_knows_the_short_and_the_long_names(run):
             assert ("-o" in option.opts) == ("--out" in option.opts), path
 
 
+def test_help_shows_all_that_it_is_made_from(monkeypatch):
+    """Words in square brackets, for one, are markup to typer, and leave no trace."""
+
+    def words(text: str) -> str:
+        return " ".join(text.replace("│", " ").split())
+
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 2000)  # no text is folded
+    commands = dict(_commands(typer.main.get_command(audiovq_cli.app)))
+    for path, command in commands.items():
+        shown = words(CliRunner().invoke(audiovq_cli.app, [*path, "--help"]).output)
+        for text in (command.help, command.epilog, *(param.help for param in command.params)):
+            assert words(text or "") in shown, path
+
+
 def test_exit_codes_and_completion_are_said(run):
     assert "3 nothing failed but outputs that exist" in " ".join(run("encode", "-h").stdout.split())
     assert "--install-completion" in run("--help").stdout

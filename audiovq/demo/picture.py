@@ -1,11 +1,12 @@
 """The picture of a recording: two spectrograms, and a track of units to click on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from audiovq.pictures import new_figure, spectrogram_db
+from audiovq.pictures import new_figure, save_figure, spectrogram_db
 from audiovq.segment import run_lengths
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 PER_SECOND = 250
 """Pixels that a second is wide, while the picture has no more than `WIDEST`."""
 WIDEST = 6000
+DPI = 100
 _LEFT, _RIGHT, _BOTTOM, _GAP = 48, 12, 40, 8  # pixels around the rows
 _ROWS = (("units", 44), ("decoded", 170), ("original", 170))  # from below, with their heights
 _NUMBERED = 12  # pixels of a run of one unit that holds its number, written upwards
@@ -36,26 +38,25 @@ class TimeAxis:
 
 
 def draw(
+    path: Path,
     original: np.ndarray,
     decoded: np.ndarray,
     units: np.ndarray,
     sample_rate: int,
     frame_rate: float,
-) -> tuple[np.ndarray, TimeAxis]:
-    """Draw sound [N], what was decoded from it [N], and its units [T]: uint8 [H, W, 3].
+) -> TimeAxis:
+    """Draw sound [N], what was decoded from it [N], and its units [T] as PNG.
 
     Raises `FileRefused` when matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.ticker import MaxNLocator
 
     seconds = len(units) / frame_rate
     inner = round(min(PER_SECOND * seconds, WIDEST))
     width = inner + _LEFT + _RIGHT
     height = _BOTTOM + sum(rows + _GAP for _, rows in _ROWS)
-    figure = new_figure(width / 100, height / 100)
+    figure = new_figure(width / DPI, height / DPI)
     figure.set_layout_engine("none")  # a click must be found again: the rows stand where we say
-    figure.set_dpi(100)
     bottom = _BOTTOM
     for name, rows in _ROWS:
         axes = figure.add_axes((_LEFT / width, bottom / height, inner / width, rows / height))
@@ -67,13 +68,19 @@ def draw(
             axes.yaxis.set_major_locator(MaxNLocator(5, prune="upper"))  # the row above is near
             axes.tick_params(labelbottom=False)
             axes.annotate(
-                name, (0, 1), (6, -5), "axes fraction", "offset points", va="top", color="white"
+                name,
+                (0, 1),
+                (6, -6),
+                "axes fraction",
+                "offset points",
+                va="top",
+                color="white",
+                bbox={"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2},
             )
         axes.set_xlim(0, seconds)
         bottom += rows + _GAP
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy(), TimeAxis(inner / len(units))
+    save_figure(figure, path, dpi=DPI)
+    return TimeAxis(inner / len(units))
 
 
 def _draw_units(axes: "Axes", units: np.ndarray, frame_rate: float, per_frame: float) -> None:

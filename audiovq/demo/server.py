@@ -1,6 +1,11 @@
 """The server of the page, which neither fetches nor sends anything elsewhere."""
 
+import contextlib
+import logging
 import os
+import signal
+import socket
+import sys
 import tempfile
 
 import gradio as gr
@@ -37,7 +42,6 @@ class OnlyHere:
 def application(model: AudioVQ, limits: Limits, others: Others) -> FastAPI:
     """The page as a web application, at its root."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
     app.add_middleware(OnlyHere)
     return gr.mount_gradio_app(
         app,
@@ -52,13 +56,32 @@ def application(model: AudioVQ, limits: Limits, others: Others) -> FastAPI:
     )
 
 
-def serve(model: AudioVQ, limits: Limits, others: Others, *, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C; what visitors sent is deleted at the end.
+class Server(uvicorn.Server):
+    """A server of `application` that ends without a word while its page is open somewhere."""
 
-    others: codecs to compare with, by name; see `page.Others`.
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        mounted = (getattr(route, "app", None) for route in app.routes)
+        self._pages = [app for app in mounted if isinstance(app, gr.routes.App)]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the stream that every open page has, and cut off whoever still waits."""
+        for page in self._pages:
+            page.stop_event.set()
+        # Answers that are cut off raise, and uvicorn would print where.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+        await super().shutdown(sockets)
+
+
+def serve(model: AudioVQ, limits: Limits, others: Others, at: socket.socket) -> None:
+    """Serve the page until Ctrl-C or SIGTERM; what visitors sent is deleted at the end.
+
+    others: codecs to compare with, by name; see `page.Others`. at: listens already.
     """
-    with tempfile.TemporaryDirectory(prefix="audiovq-demo-") as folder:
+    # uvicorn ends and then raises the signal again, which by itself would leave the files there.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="audiovq-demo-") as folder, at:
         os.environ["GRADIO_TEMP_DIR"] = folder
         app = application(model, limits, others)
-        # Pages that are open keep a connection, for which it would wait without an end.
-        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(app).run([at])

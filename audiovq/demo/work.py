@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiovq.audio import AudioReader, as_int16
+from audiovq.audio import AudioReader
 from audiovq.codes import read_tokens
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
@@ -38,10 +38,6 @@ class Heard:
     """uint16 [n_q, T]."""
 
 
-Sound = tuple[int, np.ndarray]
-"""Sample rate, and int16 samples [N]."""
-
-
 def listen(model: AudioVQ, path: str | Path, limits: Limits) -> Heard:
     """Read and encode a recording. Raises `FileRefused`: what cannot be read, or is too long."""
     rate = model.config.sample_rate
@@ -59,10 +55,11 @@ def listen(model: AudioVQ, path: str | Path, limits: Limits) -> Heard:
     return Heard(wav, codes.indices[0].numpy().astype(np.uint16))
 
 
-def decode(model: AudioVQ, indices: np.ndarray, n_q: int, n_samples: int | None = None) -> Sound:
-    """The first `n_q` levels of codes [n_q, T] as sound."""
-    wav = model.decode(indices[None, :n_q])[0, 0, :n_samples]
-    return model.config.sample_rate, as_int16(wav.numpy())
+def decode(
+    model: AudioVQ, indices: np.ndarray, n_q: int, n_samples: int | None = None
+) -> np.ndarray:
+    """The first `n_q` levels of codes [n_q, T] as sound, float32 [N]."""
+    return model.decode(indices[None, :n_q])[0, 0, :n_samples].numpy()
 
 
 def given_codes(model: AudioVQ, text: str, path: str | Path | None, limits: Limits) -> np.ndarray:
@@ -90,8 +87,8 @@ def given_codes(model: AudioVQ, text: str, path: str | Path | None, limits: Limi
     return indices
 
 
-def unit_alone(model: AudioVQ, unit: int) -> Sound:
-    """A unit in the midst of silence, decoded with level 0 alone."""
+def unit_alone(model: AudioVQ, unit: int) -> np.ndarray:
+    """A unit in the midst of silence, decoded with level 0 alone: float32 [N]."""
     silence = torch.zeros(1, 1, round(model.config.sample_rate))
     neutral = model.encode(silence, n_q=1).indices[0, 0, -5]
     before, during, after = ALONE_FRAMES
