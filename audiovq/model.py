@@ -54,7 +54,7 @@ class Output:
 class AudioVQ(nn.Module):
     """A neural audio codec whose first level of tokens are phoneme-like units.
 
-    Example::
+    Example:
 
         model = AudioVQ.from_pretrained()
         codes = model.encode(wav)        # wav [B, 1, N] in -1..1 at model.config.sample_rate

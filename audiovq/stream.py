@@ -274,7 +274,7 @@ class Stream:
 
     A chunk that is refused, with `ValueError`, leaves the stream as it was.
 
-    Example::
+    Example:
 
         stream = model.stream()
         for chunk in chunks:              # wav [1, 1, any length]

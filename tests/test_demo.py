@@ -140,7 +140,7 @@ def address(tiny_folder, tmp_path_factory) -> Iterator[str]:
             code = server.wait(PATIENCE / 1000)
     assert code == 0
     assert log.read_text().count("\n") == 1, log.read_text()  # where the page is, and no more
-    assert not list(sent.iterdir())  # what visitors sent is gone
+    assert not [path for path in sent.rglob("*") if path.is_file()]  # what visitors sent is gone
 
 
 def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
@@ -220,7 +220,7 @@ def keep(page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-def test_a_visitor_hears_sees_and_keeps(visit, heard):
+def test_a_visitor_hears_sees_and_keeps(visit, heard, tmp_path):
     page = visit()
     keep(page, "empty")
     upload(page, CLIP, "2.99 s, 150 frames")
@@ -236,6 +236,17 @@ def test_a_visitor_hears_sees_and_keeps(visit, heard):
     picture.click(position={"x": 48 + 5 * 20.5, "y": box["height"] - 60})
     says(page, "#about-unit", f"Unit {heard.indices[0, 20]}, at 0.40 s")
     keep(page, "unit")
+    with page.expect_download() as download:
+        page.locator("#files a").first.click()
+    kept = tmp_path / download.value.suggested_filename
+    download.value.save_as(kept)
+    assert (np.load(kept) == heard.indices).all()
+    page.get_by_role("tab", name="Tokens").click()  # and back to sound
+    page.set_input_files("#token-file input[type=file]", str(kept))
+    says(page, "#token-file", kept.suffix)
+    page.click("#decode")
+    says(page, "#tokens-said", "Levels: 4. Frames: 150.")
+    keep(page, "back")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +264,7 @@ def test_a_bad_file_is_a_sentence_in_the_page(visit, tmp_path, seconds, text):
     upload(page, CLIP, "2.99 s")  # and the page goes on
 
 
-def test_tokens_are_decoded(visit, heard, tmp_path):
+def test_units_as_text_are_decoded(visit):
     page = visit()
     page.get_by_role("tab", name="Tokens").click()
     page.fill("#units-text textarea", "3 3 7:20")

@@ -191,7 +191,7 @@ class TokenStream(IterableDataset):
     block are shuffled together. Blocks go round to ranks, and those of a rank to the workers of
     its data loader. The order hangs on `seed`, the epoch, ranks and workers alone.
 
-    To go on where training stopped, tell the stream what was trained on, and keep its state::
+    To go on where training stopped, tell the stream what was trained on, and keep its state:
 
         stream = TokenStream("corpus")
         stream.load_state_dict(saved)                       # in a later run

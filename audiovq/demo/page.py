@@ -91,7 +91,7 @@ class Answers:
         axis = draw(
             picture, found.wav, decoded, found.indices[0], config.sample_rate, config.frame_rate
         )
-        return self._sound_file(decoded, f"levels-{n_q}"), str(picture), axis
+        return self._sound_file(decoded, f"levels-{int(n_q)}"), str(picture), axis
 
     def click(
         self, found: Heard | None, axis: TimeAxis | None, event: gr.SelectData

@@ -69,7 +69,7 @@ class Score:
 class LanguageModel:
     """Two stages and the codec whose tokens they know.
 
-    Example::
+    Example:
 
         lm = LanguageModel.from_pretrained()
         speech = lm.continue_speech(wav, seconds=5)  # wav [1, 1, N]

@@ -27,7 +27,16 @@ def commands() -> str:
     done = subprocess.run(
         [sys.executable, "-m", "typer", *arguments], capture_output=True, text=True, check=True
     )
-    return re.sub(r"^#", "##", done.stdout, flags=re.M)
+    text = re.sub(r"^#", "##", done.stdout, flags=re.M)
+    firsts = [
+        " ".join(part.split()) for part in re.findall(r"^##.*\n\n((?:.+\n)+)", text, flags=re.M)
+    ]
+
+    def whole(match: re.Match[str]) -> str:
+        """The first paragraph of a verb, of which lists of verbs have the beginning."""
+        return next((first for first in firsts if first.startswith(match[0][:-3])), match[0])
+
+    return re.sub(r"(?<=`: )\S.*\.\.\.$", whole, text, flags=re.M)
 
 
 def settings() -> str:
