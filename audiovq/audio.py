@@ -6,7 +6,8 @@ Reading and resampling go block by block, so that an hour costs no more memory t
 import io
 import os
 import stat
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ HIGHEST_LEVEL = 8.0
 """Largest magnitude of a sample. Resampling and lossy formats go a little beyond 1. Of the bundled
 model's .92 of STOI .91 are left of sound that reaches 2, .81 at 8 and .46 at 32: that is no sound,
 but numbers of another scale."""
+
+MOST_WAV_SAMPLES = (1 << 31) - (1 << 17)
+"""16-bit samples of a WAV file, whose lengths are numbers of 32 bits: 37 hours at 16 kHz."""
+UNKNOWN_LENGTH = 0xFFFFFFFF
+"""Length in the header of a WAV stream that has not ended."""
 
 PART_TOLERANCE = 0.025
 """Seconds by which a part may end after its recording: tables round."""
@@ -184,33 +190,51 @@ def as_int16(wav: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(wav * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 
+def wav_header(sample_rate: int, n_samples: int | None = None) -> bytes:
+    """That of a 16-bit mono WAV, or of a stream of which nobody knows how long it gets."""
+    form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    length = whole = UNKNOWN_LENGTH
+    if n_samples is not None:
+        length, whole = 2 * n_samples, 2 * n_samples + 36
+    return (
+        struct.pack("<4sI4s4sI", b"RIFF", whole, b"WAVE", b"fmt ", len(form))
+        + form
+        + struct.pack("<4sI", b"data", length)
+    )
+
+
 class AudioWriter:
     """What `audio_writer` gives."""
 
-    def __init__(self, file: soundfile.SoundFile) -> None:
-        self._file = file
+    def __init__(self, write: Callable[[np.ndarray], object]) -> None:
+        self._write = write
 
     def write(self, wav: np.ndarray) -> None:
         """Append float32 samples [n]; those beyond -1..1 are clipped."""
-        self._file.write(as_int16(wav))
+        self._write(as_int16(wav))
 
 
 @contextmanager
 def audio_writer(
-    path: str | Path, sample_rate: int, *, overwrite: bool = False
+    path: str | Path, sample_rate: int, *, n_samples: int | None = None, overwrite: bool = False
 ) -> Iterator[AudioWriter]:
     """A 16-bit mono file to `.write` float32 samples to; it appears only when it is complete.
 
     `path` ends in .wav or .flac (the container follows it), or is "-" for WAV on standard output.
     Samples beyond -1..1 are clipped.
+
+    n_samples: how many there will be, where that is known: standard output then has them as they
+    come, and more than a WAV holds are refused before the work.
     """
-    if str(path) == STDIO:
-        buffer = io.BytesIO()
-        with soundfile.SoundFile(buffer, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
-            yield AudioWriter(file)
-        write_standard_output(buffer.getvalue())
-        return
     suffix = Path(path).suffix.lower()
+    if suffix != ".flac" and (n_samples or 0) > MOST_WAV_SAMPLES:
+        raise FileRefused(
+            f"{path} would have {n_samples} samples, and WAV holds {MOST_WAV_SAMPLES}; write .flac."
+        )
+    if str(path) == STDIO:
+        with _standard_output(sample_rate, n_samples) as writer:
+            yield writer
+        return
     if suffix not in (".wav", ".flac"):
         raise FileRefused(f"{path} is not a name for decoded audio; end it in .wav or .flac.")
     with atomic_output(path, overwrite=overwrite) as temporary:
@@ -218,9 +242,26 @@ def audio_writer(
             with soundfile.SoundFile(
                 spelled(temporary), "w", sample_rate, 1, "PCM_16", format=suffix[1:].upper()
             ) as file:
-                yield AudioWriter(file)
+                yield AudioWriter(file.write)
         except soundfile.LibsndfileError as error:
             raise FileRefused(f"{path} cannot be written: {error.error_string}") from error
+
+
+@contextmanager
+def _standard_output(sample_rate: int, n_samples: int | None) -> Iterator[AudioWriter]:
+    """WAV on standard output, whose header says how long it is: at once, if that is known."""
+    if n_samples is not None:
+        write_standard_output(wav_header(sample_rate, n_samples))
+        yield AudioWriter(lambda samples: write_standard_output(_pcm(samples)))
+        return
+    parts: list[bytes] = []
+    yield AudioWriter(lambda samples: parts.append(_pcm(samples)))
+    data = b"".join(parts)
+    write_standard_output(wav_header(sample_rate, len(data) // 2) + data)
+
+
+def _pcm(samples: np.ndarray) -> bytes:
+    return samples.astype("<i2").tobytes()
 
 
 def save_audio(

@@ -10,7 +10,15 @@ import numpy as np
 import soxr
 import torch
 
-from audiovq.audio import HIGHEST_RATE, LOWEST_RATE, as_int16, check_level, fit_length
+from audiovq.audio import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    UNKNOWN_LENGTH,
+    as_int16,
+    check_level,
+    fit_length,
+    wav_header,
+)
 from audiovq.codes import (
     CODED_MAGIC,
     FORMATS,
@@ -25,7 +33,6 @@ from audiovq.model import AudioVQ
 from audiovq.transcode import DECODE_FRAMES, as_array, as_tensor, check_header, check_levels
 
 _CHUNK = 1 << 15  # bytes that are taken at once when more have come
-_UNKNOWN = 0xFFFFFFFF  # length in the header of a WAV stream that has not ended
 _ENDLESS = 1 << 63
 _LONGEST_HEADER = 1 << 26  # bytes before the samples; text and pictures of a recording fit
 
@@ -266,7 +273,7 @@ def _read_wav_header(source: BinaryIO) -> _Pcm:
                 raise refused
     if pcm is None:
         raise refused
-    if head[:4] != b"RIFF" and length == _UNKNOWN:
+    if head[:4] != b"RIFF" and length == UNKNOWN_LENGTH:
         length = long_length
     return replace(pcm, n_bytes=_believed(length))
 
@@ -295,23 +302,13 @@ def _believed(length: int) -> int:
     0 and 0x7FFFF000, the latter rounded down to whole samples; GStreamer writes 0x7FFF0000, lame
     0x7FFFFFFF, arecord 0x7FFFFF00 or 0x80000000. There may be a header's length less.
     """
-    near_2_gib, near_4_gib = 0x7FFE0000 <= length <= 0x80000000, 0xFFFE0000 <= length <= _UNKNOWN
+    near_2_gib, near_4_gib = 0x7FFE0000 <= length <= 0x80000000, length >= 0xFFFE0000
     return _ENDLESS if not length or near_2_gib or near_4_gib else length
 
 
 def _skip(source: BinaryIO, n_bytes: int) -> None:
     while n_bytes and (data := source.read(min(_CHUNK, n_bytes))):
         n_bytes -= len(data)
-
-
-def wav_header(sample_rate: int) -> bytes:
-    """That of a 16-bit mono WAV stream whose length is not known."""
-    form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-    return (
-        struct.pack("<4sI4s4sI", b"RIFF", _UNKNOWN, b"WAVE", b"fmt ", len(form))
-        + form
-        + struct.pack("<4sI", b"data", _UNKNOWN)
-    )
 
 
 def _write_pcm(target: BinaryIO, wav: torch.Tensor) -> int:

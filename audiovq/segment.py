@@ -186,11 +186,12 @@ def to_text(units: np.ndarray, *, dedup: bool = False, durations: bool = False) 
     return " ".join(map(str, numbers))
 
 
-def from_text(line: str) -> np.ndarray:
+def from_text(line: str, frames_per_unit: int = 1) -> np.ndarray:
     """The inverse of `to_text`, with durations or without: int64 units [T].
 
+    frames_per_unit: how many times each unit is there, for models with `level_strides`.
     Raises `ValueError` for anything else, several lines among it, and for what is beyond `MAX_UNIT`
-    or `MAX_FRAMES`.
+    or `MAX_FRAMES`, before it takes memory.
     """
     if len(line.strip().splitlines()) > 1:
         raise ValueError("several lines were given, and the units of an utterance are one.")
@@ -200,7 +201,7 @@ def from_text(line: str) -> np.ndarray:
         match = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", word, re.ASCII)
         if match is None:
             raise ValueError(f"{word[:40]!r} is no unit; write numbers, or unit:frames.")
-        segments.append(Segment(int(match[1]), end, int(match[2] or 1)))
+        segments.append(Segment(int(match[1]), end, frames_per_unit * int(match[2] or 1)))
         if (wrong := _out_of_range(segments[-1])) is not None:
             raise ValueError(f"{word!r} {wrong}.")
         end += segments[-1].duration

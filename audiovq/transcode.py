@@ -308,7 +308,7 @@ def decode_file(
     levels = check_levels(n_q, header.n_q, str(source))
     n_left = n_samples = header.n_samples
     stream, rate = model.stream(), model.config.sample_rate
-    with audio_writer(target, rate, overwrite=overwrite) as file:
+    with audio_writer(target, rate, n_samples=n_samples, overwrite=overwrite) as file:
         for start in range(0, frames, DECODE_FRAMES):
             block = tokens.indices[:levels, start : start + DECODE_FRAMES]
             wav = stream.decode(as_tensor(block, model)).flatten().cpu().numpy()
@@ -396,12 +396,11 @@ def _read(source: str | Path, config: ModelConfig, *, keep_broken: bool) -> Toke
         units = expand(parse_segments(text, source, frame_rate=config.frame_rate))
     else:
         try:
-            units = from_text(text)
+            units = from_text(text, config.frames_per_code[0])
         except ValueError as error:
             raise FileRefused(f"{source} is not units as text: {error}") from error
         if not len(units):
             raise FileRefused(f"{source} holds no units.")
-        units = np.repeat(units, config.frames_per_code[0])
     return Tokens(units.astype(np.uint16)[None])
 
 

@@ -40,9 +40,9 @@ HANGS = 120.0  # seconds without a word from the process
 
 NUMBERS = [
     b"0", b"-1", b"-0.0", b"0.5", b"1e-320", b"1e308", b"1e999", b"nan", b"inf", b"-Infinity",
-    b"65536", b"80000000", b"1000000000", b"4611686018427387904", b"18446744073709551616",
-    b"9" * 400, b"9" * 5000, b"0x" + b"f" * 400, b"1L", b"null", b"true", b'"x"', b"[]", b"{}",
-    b"()", b"'", b"2020-01-01",
+    b"65536", b"671088", b"33554432", b"80000000", b"1000000000", b"4611686018427387904",
+    b"18446744073709551616", b"9" * 400, b"9" * 5000, b"0x" + b"f" * 400, b"1L", b"null", b"true",
+    b'"x"', b"[]", b"{}", b"()", b"'", b"2020-01-01",
 ]  # fmt: skip
 INTEGERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1]
 IMPORTS = [
@@ -328,6 +328,15 @@ def _segments(folder: Path) -> tuple[list[bytes], Any]:
     return [(folder / "seed.tsv").read_bytes()], lambda path: expand(read_segments(path))
 
 
+def _text(folder: Path) -> tuple[list[bytes], Any]:
+    from audiovq.transcode import repack_file
+
+    model = _small_model(folder, level_strides=(4, 1))  # in which a unit lasts four frames
+    return [b"5 5 2 7 2\n", b"5:2 2:7 0:1\n"], lambda path: repack_file(
+        model, path, folder / "out.npy", token_format="npy", overwrite=True
+    )
+
+
 def _phones(*texts: str) -> Callable[[Path], tuple[list[bytes], Any]]:
     def prepare(folder: Path) -> tuple[list[bytes], Any]:
         from audiovq.units.alignments import read_alignment
@@ -398,7 +407,7 @@ def _speakers(folder: Path) -> tuple[list[bytes], Any]:
     return seeds, lambda path: speakers_by_rule(["a", "b/c"], str(path))
 
 
-def _small_model(folder: Path) -> Any:
+def _small_model(folder: Path, **changes: Any) -> Any:
     import torch
 
     from audiovq import AudioVQ, ModelConfig
@@ -408,7 +417,8 @@ def _small_model(folder: Path) -> Any:
     sizes = {"strides": (40, 8), "channels": (8, 8), "encoder_blocks": (1, 1), "n_fft": 640}
     decoder = {"decoder_channels": 8, "decoder_blocks": 1, "block_frames": 4}
     codebooks = {"n_codebooks": 2, "codebook_size": 8, "codebook_dim": 4}
-    model = AudioVQ(ModelConfig(**sizes, **decoder, **codebooks), {"name": "small"}).eval()
+    config = ModelConfig(**sizes, **decoder, **codebooks, **changes)
+    model = AudioVQ(config, {"name": "small"}).eval()
     model.save_pretrained(folder, overwrite=True)
     return model
 
@@ -490,6 +500,7 @@ READERS = [
     Reader("audio, crops of training", "a.wav", mutate_bytes, _crops),
     Reader("audio, scan of prepare", "a.wav", mutate_bytes, _scans),
     Reader("segments", "a.tsv", mutate_text, _segments),
+    Reader("units as text", "a.txt", mutate_text, _text),
     Reader("alignment .TextGrid", "a.TextGrid", mutate_text, _phones(TEXT_GRID, SHORT_TEXT_GRID)),
     Reader("alignment .phn", "a.phn", mutate_text, _phones("0 800 s\n800 1600 iy\n", "0.0 .1 s\n")),
     Reader("alignment .lab", "a.lab", mutate_text, _phones("0 50000 s\n", "#\n0.1 121 s\n")),

@@ -307,8 +307,7 @@ def _target(out: str | None, streamed: bool, force: bool) -> Target:
 
 
 def _stream(generate: Generate, codec: "AudioVQ", quiet: bool) -> None:
-    from audiovq.audio import as_int16
-    from audiovq.live import wav_header
+    from audiovq.audio import as_int16, wav_header
 
     write_standard_output(wav_header(codec.config.sample_rate))
     generate(

@@ -38,6 +38,15 @@ def test_cached_codes_are_the_models_and_are_computed_once(cuts, tmp_path):
     assert codes_folder(tmp_path, other) != codes_folder(tmp_path, model)
 
 
+def test_a_manifest_that_says_too_long_a_time_takes_no_memory(cuts, tmp_path):
+    model = started_model(TINY)
+    long = Cut(cuts[0].id, cuts[0].path, 0.0, 1e7)
+    fill_codes(model, [long, Cut("none", cuts[0].path, 1e6, 1.0)], tmp_path)
+    rows = np.load(codes_folder(tmp_path, model) / f"{long.id}.npy")
+    assert len(rows) == -(-len(load_audio(long.path, 16_000)) // 320)
+    assert not (codes_folder(tmp_path, model) / "none.npy").exists()
+
+
 def test_a_crop_has_the_codes_and_the_fundamental_of_its_own_frames(cuts, tmp_path):
     model = started_model(TINY)
     fill_codes(model, cuts, tmp_path)

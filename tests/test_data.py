@@ -21,6 +21,7 @@ from audiovq.training.data import (
     _change_level,
     read_crop,
     read_manifest,
+    read_part,
 )
 from audiovq.training.recordings import recording_cut, write_manifest
 
@@ -99,6 +100,24 @@ def test_unreadable_recordings_are_refused(tmp_path):
     for name, word in (("no.wav", "read"), ("nan.wav", "finite"), ("absent.wav", "read")):
         with pytest.raises(FileRefused, match=word):
             read_crop(str(tmp_path / name), 0, 320, 16_000)
+
+
+def test_samples_of_another_scale_are_refused_as_they_are_in_encoding(tmp_path):
+    loud = 32_768 * voice(0.5, 16_000)
+    soundfile.write(tmp_path / "loud.wav", loud, 16_000, "FLOAT")
+    soundfile.write(tmp_path / "cancel.wav", np.stack([loud, -loud], 1), 16_000, "FLOAT")
+    for name in ("loud.wav", "cancel.wav"):
+        with pytest.raises(FileRefused, match=f"{name} holds samples of up to"):
+            read_crop(str(tmp_path / name), 0, 8000, 16_000)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000])
+def test_a_recording_that_ends_before_the_crop_is_no_silence(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", voice(0.5, rate), rate)
+    for start in (8000, 80_000):
+        with pytest.raises(FileRefused, match="nothing from"):
+            read_crop(str(tmp_path / "a.wav"), start, 320, 16_000)
+    assert len(read_part(str(tmp_path / "a.wav"), 4000, 1 << 40, 16_000)) == 4000
 
 
 def test_order_depends_on_seed_and_index_alone():

@@ -1,6 +1,7 @@
 """Everything that decodes: tokens in each form that is written, with all levels or fewer."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tiny import EXAMPLES
 
 from audiovq import FileRefused, read_tokens, write_npy
 from audiovq.audio import as_int16
-from audiovq.segment import run_lengths, to_text, write_segments
+from audiovq.segment import MAX_FRAMES, run_lengths, to_text, write_segments
 from audiovq.transcode import decode_file, encode_file
 
 
@@ -93,6 +94,31 @@ def test_what_is_no_tokens_is_refused(tiny_model, tmp_path, name, content, messa
     with pytest.raises(FileRefused, match=message):
         decode_file(tiny_model, tmp_path / name, tmp_path / "a.wav")
     assert not (tmp_path / "a.wav").exists()
+
+
+def test_a_week_of_one_unit_is_refused_before_the_work(tiny_model, tmp_path):
+    (tmp_path / "a.txt").write_text(f"5:{MAX_FRAMES}")
+    tracemalloc.start()
+    for target in (tmp_path / "a.wav", "-"):
+        with pytest.raises(FileRefused, match=r"WAV holds 2147352576; write \.flac"):
+            decode_file(tiny_model, tmp_path / "a.txt", target)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400e6
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_standard_output_has_the_bytes_of_the_file_as_they_come(
+    tiny_model, tokens, tmp_path, monkeypatch
+):
+    write_npy(tmp_path / "a.npy", tokens)
+    decode_file(tiny_model, tmp_path / "a.npy", tmp_path / "a.wav")
+    parts = []
+    monkeypatch.setattr("audiovq.audio.write_standard_output", parts.append)
+    monkeypatch.setattr("audiovq.transcode.DECODE_FRAMES", 40)
+    decode_file(tiny_model, tmp_path / "a.npy", "-")
+    assert b"".join(parts) == (tmp_path / "a.wav").read_bytes()
+    assert max(map(len, parts)) <= 2 * 320 * 40
 
 
 def test_an_empty_standard_input_is_said_to_be_empty(tiny_model, tmp_path, monkeypatch):

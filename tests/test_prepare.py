@@ -77,6 +77,9 @@ def test_scan_refuses_what_cannot_be_read(tmp_path):
     for name in ("nan.wav", "empty.wav", "text.wav", "cut.flac", "absent.wav"):
         with pytest.raises(FileRefused):
             scan_file(tmp_path / name)
+    write(tmp_path / "loud.wav", np.full(5000, 32_768.0), subtype="FLOAT")  # nobody encodes it
+    with pytest.raises(FileRefused, match="up to 32768 where full scale is 1"):
+        scan_file(tmp_path / "loud.wav")
 
 
 def test_find_recordings_names_cuts_and_speakers(tmp_path):

@@ -149,6 +149,9 @@ def test_units_as_text_may_last_so_long_together_and_no_longer(monkeypatch) -> N
     for line in ("1:11", "1:3 2:3 1:5", "1:9 2 3"):
         with pytest.raises(ValueError, match="ends after frame 10"):
             from_text(line)
+    assert from_text("1:2 2", 3).tolist() == [1] * 6 + [2] * 3
+    with pytest.raises(ValueError, match="ends after frame 10"):
+        from_text("1:2 2:2", 3)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def given_codes(model: AudioVQ, text: str, path: str | Path | None, limits: Limi
     elif text.strip():
         if sum(map(int, re.findall(r":(\d{1,9})", text))) > most:  # before it takes memory
             raise ValueError(too_long)
-        indices = from_text(text)[None]
+        indices = from_text(text, model.config.frames_per_code[0])[None]
     else:
         raise ValueError("give a token file (.npy or .avq), or units as numbers between blanks.")
     if indices.shape[1] > most:

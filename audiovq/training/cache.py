@@ -21,7 +21,7 @@ import torch
 
 from audiovq.files import FileRefused, atomic_output
 from audiovq.model import AudioVQ
-from audiovq.training.data import Cut, read_crop
+from audiovq.training.data import Cut, read_part
 
 logger = logging.getLogger("audiovq.train")
 
@@ -99,7 +99,7 @@ def _fill(
     for cut in missing:
         n_samples = max(1, round(cut.duration * sample_rate))
         try:
-            wav = read_crop(cut.path, round(cut.start * sample_rate), n_samples, sample_rate)
+            wav = read_part(cut.path, round(cut.start * sample_rate), n_samples, sample_rate)
         except FileRefused as error:
             logger.warning("Skipped: %s", error)  # crops skip it in the same way
             continue

@@ -16,7 +16,7 @@ import soxr
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from audiovq.audio import check_rate, spelled
+from audiovq.audio import check_level, check_rate, spelled
 from audiovq.files import FileRefused
 from audiovq.training.augment import augmented
 
@@ -108,35 +108,48 @@ def _source(cut: Any) -> str:
 def read_crop(path: str | Path, start: int, n_samples: int, sample_rate: int) -> np.ndarray:
     """Samples start .. start + n_samples of a file, counted at `sample_rate`: float32 [n], mono.
 
-    Past the end there is silence. Only the part asked for is read, and of a file at another rate
-    a little more, so that the crop equals that part of the whole file resampled.
-    Raises `FileRefused`.
+    Past the end there is silence. Raises `FileRefused` as `read_part`.
+    """
+    part = read_part(path, start, n_samples, sample_rate)
+    return np.pad(part, (0, n_samples - len(part)))
+
+
+def read_part(path: str | Path, start: int, n_samples: int, sample_rate: int) -> np.ndarray:
+    """What a file has of the samples start .. start + n_samples, counted at `sample_rate`: float32
+    [n] and mono.
+
+    Only the part asked for is read, and of a file at another rate a little more, so that it equals
+    that part of the whole file resampled. Raises `FileRefused`, also when the file ends at `start`
+    or before, and for samples that are not finite or beyond `audio.HIGHEST_LEVEL`.
     """
     try:
         with soundfile.SoundFile(spelled(path)) as file:
             check_rate(file.samplerate, str(path))
             if file.samplerate == sample_rate:
-                part = _read(file, start, n_samples)
+                part = _read(file, start, n_samples, str(path))
             else:
                 # Both rates meet a whole sample every `up` and `down` samples; begin at one.
                 common = math.gcd(file.samplerate, sample_rate)
                 up, down = sample_rate // common, file.samplerate // common
                 begin = max(0, start - _CONTEXT) // up
                 end = -(-(start + n_samples + _CONTEXT) // up)
-                part = _read(file, begin * down, (end - begin) * down)
+                part = _read(file, begin * down, (end - begin) * down, str(path))
                 part = soxr.resample(part, file.samplerate, sample_rate)[start - begin * up :]
     except (soundfile.LibsndfileError, OSError) as error:
         raise FileRefused(f"{path} cannot be read ({error}).") from error
-    if not np.isfinite(part).all():
-        raise FileRefused(f"{path} holds samples that are not finite.")
-    part = part[:n_samples]
-    return np.pad(part, (0, n_samples - len(part)))
+    if not len(part):
+        raise FileRefused(
+            f"{path} has nothing from {start / sample_rate:g} s on; prepare it again."
+        )
+    return part[:n_samples]
 
 
-def _read(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:
+def _read(file: soundfile.SoundFile, start: int, count: int, name: str) -> np.ndarray:
     """Samples start .. start + count of an open file, or fewer at its end, mixed down."""
     file.seek(min(start, file.frames))
-    return file.read(count, dtype="float32", always_2d=True).mean(axis=1)
+    part = file.read(count, dtype="float32", always_2d=True)
+    check_level(part, name)  # before channels that cancel each other are averaged
+    return part.mean(axis=1)
 
 
 class CropDataset(Dataset):

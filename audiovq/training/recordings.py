@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from audiovq.audio import audio_suffixes, check_rate, spelled
+from audiovq.audio import audio_suffixes, check_level, check_rate, spelled
 from audiovq.files import FileRefused, atomic_output, files_below
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ def scan_file(path: str | Path) -> Scan:
                 if not len(block):
                     break
                 n_read += len(block)
+                check_level(block, "it")  # as it will be when it is trained on
                 level = np.abs(block)
                 block_peak = float(level.max())
-                if not np.isfinite(block_peak):
-                    raise FileRefused("it holds samples that are not finite")
                 peak = max(peak, block_peak)
                 if block_peak >= CLIPPED:
                     flat = level >= CLIPPED
