@@ -355,4 +355,4 @@ def write_tables(path: str | Path, tables: Tables, *, overwrite: bool = False) -
     about = {"format": _FORMAT, "fingerprint": tables.fingerprint}
     arrays = {name: np.ascontiguousarray(array) for name, array in tables.arrays().items()}
     with atomic_output(path, overwrite=overwrite) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata=about)
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata=about))

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 STDIO = "-"
 """The path that stands for standard input or output."""
 
-_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.audiovq-tmp(\.[^.]*)?", re.DOTALL)
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.audiovq-tmp(\..*)?", re.DOTALL)
 _LONGEST_NAME = 150  # bytes of a name that go into that of its temporary file; systems take 255
 _LONGEST_SUFFIX = 16
 _STALE_SECONDS = 24 * 3600.0
@@ -105,7 +104,8 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Remove the temporary files of `atomic_output` that killed writers left in `folder`.
+    """Remove the temporary files of `atomic_output`, and the folders of `page_folder`, that killed
+    writers left in `folder`.
 
     Those of this machine whose process is gone, and any that nobody has written to for a day. A
     folder is looked through once a process, since it may hold very many files.
@@ -120,10 +120,14 @@ def sweep_temporaries(folder: Path) -> None:
             if match is None:
                 continue
             with suppress(OSError):
-                if entry.is_file(follow_symlinks=False) and (
-                    time.time() - entry.stat().st_mtime > _STALE_SECONDS
+                if not (
+                    time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS
                     or (match[1] == _machine() and not _is_running(int(match[2])))
                 ):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                elif entry.is_file(follow_symlinks=False):
                     os.unlink(entry.path)
 
 
@@ -151,14 +155,16 @@ def page_folder(folder: str | Path, generator: str, *, overwrite: bool = False) 
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        sweep_temporaries(folder.parent)
+        temporary = _temporary_name(Path(os.path.abspath(folder)), "")
+        temporary.mkdir(0o700)
     except OSError as error:
         raise FileRefused(f"{folder} cannot be written: {error.strerror}.") from error
     try:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders that only their owner may read
+        temporary.chmod(0o777 & ~umask)
         if folder.is_dir():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -248,13 +254,7 @@ def write_standard_output(data: bytes) -> None:
 def _new_temporary(path: Path) -> tuple[Path, int]:
     """A new empty file beside `path` that only its owner may read, and the permissions that
     open() gives."""
-    name, suffix = path.name, path.suffix
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    if len(os.fsencode(suffix)) > _LONGEST_SUFFIX:
-        suffix = ""
-    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{name}.{writer}.audiovq-tmp{suffix}")
+    temporary = _temporary_name(path, path.suffix)
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -262,6 +262,17 @@ def _new_temporary(path: Path) -> tuple[Path, int]:
         os.close(handle)
     temporary.chmod(0o600)
     return temporary, mode
+
+
+def _temporary_name(path: Path, suffix: str) -> Path:
+    """A name beside `path` that nobody has, and that says who writes there."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    if len(os.fsencode(suffix)) > _LONGEST_SUFFIX:
+        suffix = ""
+    writer = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{name}.{writer}.audiovq-tmp{suffix}")
 
 
 def _take_permissions(temporary: Path, path: Path, mode: int) -> None:

@@ -415,7 +415,7 @@ class AudioVQ(nn.Module):
             if torch.equal(half.float(), parameter):
                 tensors[name] = half  # the same numbers in half the room
         with atomic_output(folder / WEIGHTS_FILE, overwrite=overwrite) as temporary:
-            safetensors.torch.save_file(tensors, temporary)
+            temporary.write_bytes(safetensors.torch.save(tensors))  # a full disk is an OSError
         text = json.dumps({"card": self.card, "config": asdict(self.config)}, indent=2)
         with atomic_output(folder / CONFIG_FILE, overwrite=overwrite) as temporary:
             temporary.write_text(text + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import full_disk
 from torch import nn
 
 from audiovq.files import FileRefused
@@ -63,16 +64,10 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
 
 
 def test_a_full_disk_is_refused_and_leaves_what_was_there(tmp_path):
-    resource = pytest.importorskip("resource")
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, {"x": torch.ones(3)}, {})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # files as large as that, no more
-    try:
-        with pytest.raises(FileRefused, match="cannot be written: File too large") as refusal:
-            save_checkpoint(path, {"x": torch.ones(99_999)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(), pytest.raises(FileRefused, match="written: File too large") as refusal:
+        save_checkpoint(path, {"x": torch.ones(99_999)}, {})
     assert "\n" not in str(refusal.value)
     assert torch.equal(load_checkpoint(path)[0]["x"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [path]

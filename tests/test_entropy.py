@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import random_tables
+from tiny import full_disk, random_tables
 
 from audiovq.entropy import (
     ONE,
@@ -188,6 +188,9 @@ def test_a_file_of_tables_is_what_was_written(tmp_path):
         np.testing.assert_array_equal(read.arrays()[name], array)
     with pytest.raises(FileRefused, match="--force"):
         write_tables(path, TABLES)
+    with full_disk(64), pytest.raises(FileRefused, match="written: File too large"):
+        write_tables(path, TABLES, overwrite=True)
+    assert read_tables(path).key == TABLES.key
 
 
 def test_the_key_is_of_every_number():

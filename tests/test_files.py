@@ -195,6 +195,10 @@ def test_what_a_killed_writer_left_goes_with_the_next_output(tmp_path):
     old = tmp_path / f".c.{'0' * 8}-{process}-00000000.audiovq-tmp.wav"
     old.write_text("")
     os.utime(old, (0, time.time() - 25 * 3600))
+    gone = tmp_path / f".c.jsonl.gz.{machine}-999999999-00000000.audiovq-tmp.gz.jsonl.gz"
+    gone.write_text("")  # another program's name for the temporary file
+    page = tmp_path / f".page.{machine}-999999999-00000000.audiovq-tmp"
+    (page / "sound").mkdir(parents=True)
     with atomic_output(tmp_path / "b.npy") as temporary:
         temporary.write_text("new")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*stay, "b.npy"])

@@ -431,17 +431,19 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
 
 
 def test_units_stay_what_they_were_while_all_of_a_model_learns(recipe, tiny_folder, tmp_path):
-    changed = replace(
-        recipe,
-        loss=replace(recipe.loss, consistency=1.0),
-        train=replace(recipe.train, initial_model=str(tiny_folder), steps=2),
-    )
+    shutil.copytree(tiny_folder, tmp_path / "before")
+    settings = replace(recipe.train, initial_model=str(tmp_path / "before"), steps=2)
+    changed = replace(recipe, loss=replace(recipe.loss, consistency=1.0), train=settings)
     train(changed, tmp_path / "run")
     before = AudioVQ.from_pretrained(tiny_folder).quantizer.codebooks
     after = weights(tmp_path / "run")
     for level, branch in enumerate(("units", "acoustic")):
         usage = after[f"generator.model.quantizer.{branch}.codebooks.0.usage"]
         assert torch.equal(usage, before[level].usage) == (branch == "units")
+    export(tmp_path / "run", tmp_path / "before", overwrite=True)  # other units from here on
+    longer = replace(changed, train=replace(settings, steps=3))
+    with pytest.raises(FileRefused, match="keeps the units of"):
+        train(longer, tmp_path / "run", resume=True)
 
 
 def test_a_new_source_learns_from_codes_computed_once(recipe, tiny_folder, speech, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from dataclasses import asdict, replace
 import pytest
 import safetensors.torch
 import torch
-from tiny import TINY, started_model
+from tiny import TINY, full_disk, started_model
 
 from audiovq import AudioVQ, FileRefused
 
@@ -166,6 +167,15 @@ def test_a_model_is_saved_whole_or_not_at_all(tiny_model, tmp_path):
     with pytest.raises(FileRefused, match=r"config\.json exists"):
         tiny_model.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_full_disk_is_refused_and_leaves_the_model_as_it_was(tiny_model, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    with full_disk(), pytest.raises(FileRefused, match="written: File too large"):
+        tiny_model.save_pretrained(tmp_path / "model", overwrite=True)
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["config.json", "model.safetensors"]
+    assert AudioVQ.from_pretrained(tmp_path / "model").fingerprint == tiny_model.fingerprint
 
 
 def test_a_config_that_asks_for_too_much_takes_no_memory(tiny_folder, tmp_path):

@@ -1,8 +1,11 @@
 """A small model, and where the recordings are."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from audiovq import AudioVQ, ModelConfig
@@ -43,6 +46,18 @@ def started_model(config: ModelConfig) -> AudioVQ:
     with torch.no_grad():
         model.quantizer.start(model.latent(wav[:, :, : wav.shape[2] // 320 * 320]))
     return model
+
+
+@contextmanager
+def full_disk(n_bytes: int = 4096) -> Iterator[None]:
+    """Within the block files get as large as that and no larger, as on a disk that is full then."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def random_tables(fingerprint: str = "f", levels: int = 3, n_codes: int = 7) -> Tables:

@@ -46,7 +46,7 @@ def save_stage(model: Stage, folder: Path, card: dict[str, Any]) -> None:
     if isinstance(model, AcousticModel):
         config["code_dim"] = model.code_dim
     with atomic_output(folder / WEIGHTS_FILE, overwrite=True) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+        temporary.write_bytes(safetensors.torch.save(tensors))
     with atomic_output(folder / CONFIG_FILE, overwrite=True) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

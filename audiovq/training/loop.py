@@ -61,6 +61,7 @@ from audiovq.training.start import (
     find_start,
     initial_model,
     learns,
+    reference_model,
     start_codebooks,
     start_front,
 )
@@ -140,10 +141,8 @@ class Run:
         self.adversary = Adversary(recipe, fabric)
         self.average = Average(self.model, settings.ema_decay)
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
-        self.reference: AudioVQ | None = None
+        self.reference = reference_model(recipe, start, fabric.device)
         """Whose units stay, if any do."""
-        if recipe.loss.consistency:
-            self.reference = AudioVQ.from_pretrained(settings.initial_model, device=fabric.device)
         self.saved_step = -1
         self.close: Callable[[], object] = lambda: None
         """Ends the processes that read, if there are any."""
@@ -375,6 +374,7 @@ class Run:
             "learn": self.recipe.train.learn,
             "config": asdict(self.recipe.model),
             "card": self.recipe.card,
+            "reference": self.reference and self.reference.fingerprint,
             "adversarial_norms": self.adversary.norms,
         }
         save_checkpoint(path, tensors, values)

@@ -113,6 +113,26 @@ def initial_model(recipe: Recipe) -> AudioVQ:
     return model.grown(**growth) if growth else model
 
 
+def reference_model(
+    recipe: Recipe, start: Checkpoint | None, device: torch.device
+) -> AudioVQ | None:
+    """The model whose units stay, where `loss.consistency` keeps them.
+
+    Raises `FileRefused` when it is another one than that which the run began with.
+    """
+    if not recipe.loss.consistency:
+        return None
+    name = recipe.train.initial_model
+    model = AudioVQ.from_pretrained(name, device=device)
+    before = None if start is None else start.values.get("reference")  # older ones do not say
+    if before not in (None, model.fingerprint):
+        raise FileRefused(
+            f"{name} is the model {model.fingerprint} now, and the run keeps the units of "
+            f"{before}; put that one back."
+        )
+    return model
+
+
 def start_front(model: AudioVQ, dataset: CropDataset, fabric: Fabric) -> bool:
     """Fit the units' front, if the model should have one and it is not yet; whether it was done."""
     encoder = model.encoder
