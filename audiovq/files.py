@@ -305,6 +305,8 @@ def _stat(path: Path, *, follow: bool = True) -> os.stat_result | None:
 def _unwritable(path: Path, error: OSError) -> FileRefused:
     if error.errno == errno.ENAMETOOLONG:
         return FileRefused(f"{path.name[:40]}... is too long for a file name; name another output.")
+    if error.errno == errno.EEXIST:  # in the place of the folder to make
+        return FileRefused(f"{path.parent} is no folder; name another output than {path}.")
     return FileRefused(f"{path} cannot be written: {error.strerror or error}.")
 
 

@@ -4,6 +4,7 @@ import copy
 import difflib
 import json
 import math
+import reprlib
 import tomllib
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Choice:
         """Raise `ValueError` for any other word."""
         if value not in self.words:
             *others, last = (f'"{word}"' for word in self.words)
-            raise ValueError(f'{name} must be {", ".join(others)} or {last}, not "{value}".')
+            raise ValueError(f'{name} must be {", ".join(others)} or {last}, not "{value[:40]}".')
 
 
 # A setting states what it takes once, in its type; `check_ranges` looks there.
@@ -156,7 +157,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
 def _build(kind: type, values: Any, where: str) -> Any:
     """An instance of a settings class from plain values, each checked against its type."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be a section, not {values!r}.")
+        raise ValueError(f"{where} must be a section, not {reprlib.repr(values)}.")
     types = get_type_hints(kind)
     names = [item.name for item in fields(kind)]
     arguments = {}
@@ -180,7 +181,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _build(kind, value, where)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, not {value!r}.")
+            raise ValueError(f"{where} must be a list, not {reprlib.repr(value)}.")
         inner = get_args(kind)[0]
         return tuple(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind is float and type(value) is int:
@@ -191,5 +192,5 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     wanted = get_origin(kind) or kind
     if type(value) is not wanted:
         names = {int: "a whole number", float: "a number", str: "text", dict: "a section"}
-        raise ValueError(f"{where} must be {names.get(wanted, wanted)}, not {value!r}.")
+        raise ValueError(f"{where} must be {names.get(wanted, wanted)}, not {reprlib.repr(value)}.")
     return value

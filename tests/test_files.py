@@ -65,8 +65,12 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileRefused, match="cannot be written"), atomic_output(tmp_path / "file/x"):
-        pass
+    for name, message in (
+        ("file/x", "file is no folder"),
+        ("file/y/x", "cannot be written: Not a"),
+    ):
+        with pytest.raises(FileRefused, match=message), atomic_output(tmp_path / name):
+            pass
 
 
 def test_an_output_that_is_there_is_told_from_one_that_is_refused(tmp_path):

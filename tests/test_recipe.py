@@ -196,6 +196,10 @@ def test_changes_that_name_no_setting_are_bad_arguments(tmp_path, change):
     [
         ("loss.mel_shrt=2", 'did you mean "loss.mel_short"'),
         ("train.steps=many", "train.steps must be a whole number, not 'many'"),
+        (
+            "train.steps=" + "9" * 5000,
+            r"train.steps must be a whole number, not '9{1,30}\.\.\.9+'\.$",
+        ),
         ("train.devices=5", "must be a multiple of train.devices"),
     ],
 )
