@@ -4,7 +4,7 @@
     python benchmarks/language_model.py speed runs/lm
     python benchmarks/language_model.py continue runs/lm heldout/ --limit 100
     python benchmarks/language_model.py acoustic runs/lm heldout/ --limit 100
-    python benchmarks/language_model.py say runs/lm sentences.txt --voice speech.wav
+    python benchmarks/language_model.py say default benchmarks/sentences.txt --voice speech.wav
     python benchmarks/language_model.py page default examples/ --out docs/continuations
 
 `units` compares perplexities with n-grams of the same training data, and scores each utterance
