@@ -188,7 +188,7 @@ def engines(args: argparse.Namespace) -> None:
         start, before = time.perf_counter(), _children_seconds()
         killed = "nobody"
         if disturbed:
-            usual = took.get((engine, jobs), wall)
+            usual = took.get((engine, jobs), max(took.values(), default=60.0))
             killed = _disturb(command, usual, random.Random(args.seed))
         else:
             _check(command, subprocess.run(command).returncode)
@@ -205,6 +205,8 @@ def engines(args: argparse.Namespace) -> None:
     print(f"{seconds / 3600:.2f} h in {len(_sums(out))} shards")
     print(table(header, rows))
     shutil.rmtree(work)
+    if any(row[-1] == "NO" for row in rows):
+        sys.exit("the shards are not the same")
 
 
 def _disturb(command: list[str], usual: float, rng: random.Random) -> str:
@@ -308,7 +310,8 @@ def main() -> None:
     parts.add_argument("--n-q", type=int, default=2)
     parts.add_argument("--shard-rows", type=int, default=200)
     parts.add_argument("--seed", type=int, default=0)
-    parts.add_argument("--ways", default=WAYS, help="engine, workers, and `killed` where it is")
+    about = "engine, workers, and `killed` where it is; the others must equal the first"
+    parts.add_argument("--ways", default=WAYS, help=about)
     args = parser.parse_args()
     from machine import describe  # imports torch, whose memory is not the driver's
 

@@ -242,6 +242,16 @@ def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(undisturbed, tmp_pat
     assert shards(out) == shards(undisturbed)
 
 
+def test_a_folder_that_cannot_be_written_to_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileRefused, match="file is not a folder; name one for the shards"):
+        run(tmp_path / "file")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / layout.ENTRY_FOLDER).touch()
+    with pytest.raises(FileRefused, match=r"000000\..*trail cannot be written"):
+        run(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -254,6 +264,8 @@ def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(undisturbed, tmp_pat
         (lambda out: flip(out / "shard-000003.parquet"), "shard-000003.* its checksum"),
         (lambda out: cut(out / "shard-000003.parquet"), "shard-000003.* bytes"),
         (lambda out: (out / layout.PLAN_FILE).write_bytes(b"x"), "_plan.parquet cannot be read"),
+        (lambda out: blot(out / layout.PLAN_FILE), "_plan.parquet is damaged at the rows of shard"),
+        (lambda out: drop_line(out / layout.INDEX_FILE), "is not complete"),
     ],
 )
 def test_verify_names_what_is_missing_or_damaged(undisturbed, tmp_path, damage, said):
@@ -272,6 +284,16 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def blot(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4:300] = bytes(296)
+    path.write_bytes(data)
+
+
+def drop_line(path: Path) -> None:
+    path.write_text(path.read_text().partition("\n")[2])
 
 
 def cut(path: Path) -> None:

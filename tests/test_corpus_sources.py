@@ -137,19 +137,45 @@ def test_bad_rows_of_tables_are_problems_and_the_others_rows(folder):
         "a.wav,-1,1",
         "a.wav,0,0",
         "a.wav",
+        "a.wav,nan,1",
+        "a.wav,0,inf",
         "b.wav,,",
     ]
     path.write_text("\n".join(lines) + "\n")
     found = [*open_sources([path]).walk()]
-    assert [item.why for item in found[:5]] == [
+    assert [item.why for item in found[:7]] == [
         "its start is 'x', which is no number",
         "it has no path",
         "its start is -1; give seconds from 0 on",
         "its duration is 0; give seconds above 0",
         "it has another number of fields than the header",
+        "its start is 'nan', which is no number",
+        "its duration is 'inf', which is no number",
     ]
     assert found[0].source == f"{path}, row 1"
-    assert found[5].id == "b"
+    assert found[7].id == "b"
+
+
+def test_values_of_odd_types_are_problems(folder):
+    pq.write_table(pa.table({"path": [1, 2]}), folder / "numbers.parquet")
+    (folder / "channels.csv").write_text("path,channel\na.wav,0.5\na.wav,1e999\n")
+    found = [*open_sources([folder / "numbers.parquet", folder / "channels.csv"]).walk()]
+    assert [item.why for item in found] == [
+        "its path is 1, which is no text",
+        "its path is 2, which is no text",
+        "its channel is 0.5; give a whole number from 0 on",
+        "its channel is '1e999', which is no number",
+    ]
+
+
+def test_a_table_that_is_damaged_is_refused(folder, rng):
+    path = folder / "t.parquet"
+    pq.write_table(pa.table({"path": [str(x) for x in rng.integers(1 << 40, size=5_000)]}), path)
+    data = bytearray(path.read_bytes())
+    data[4:4_000] = bytes(3_996)
+    path.write_bytes(data)
+    with pytest.raises(FileRefused, match=r"t.parquet is damaged after row 0"):
+        [*open_sources([path]).walk()]
 
 
 def test_a_missing_file_is_a_row_without_a_stamp_that_is_refused(folder):
@@ -259,6 +285,7 @@ def test_datasets_on_disk_give_their_audio(folder, sounds, tmp_path):
         ("none", None, "does not exist"),
         ("x.csv", "file,text\n", "no column 'path', but file, text; .*--column path=NAME"),
         ("x.csv", "", "is empty"),
+        ("x.csv", "path\n".encode("utf-16"), "not a table of text in UTF-8"),
         ("x.parquet", "text", "not a Parquet table"),
         ("x.tar.gz", "text", "compressed tar"),
         ("x.docx", "text", "is no source of a corpus"),
@@ -270,7 +297,7 @@ def test_what_is_no_source_is_a_sentence(tmp_path, name, text, said):
     if name.endswith(".jsonl"):
         pytest.importorskip("lhotse", reason="needs the extra train")
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FileRefused, match=said):
         [*open_sources([tmp_path / name]).walk()]
 

@@ -124,7 +124,7 @@ class Groups:
 
     def _examples(self, table: pa.Table) -> list[Example]:
         """The recordings of a table. Raises `ValueError` or `LookupError` for a damaged one."""
-        n_frames = self.settings.n_frames(table["n_samples"].to_numpy())
+        n_frames = -(-table["n_samples"].to_numpy() // self.settings.hop_length)
         ends = np.cumsum(np.append(0, n_frames))
         levels = [
             _in_frames(table[name].chunk(0), n_frames, ends, stride)
