@@ -261,6 +261,9 @@ def test_datasets_have_the_columns_of_the_shards(corpus, tmp_path):
     assert data[5]["codes_1"] == codes_of(WANTED[5])[1].tolist()
     with pytest.raises(FileRefused, match="is not empty"):
         export_datasets(corpus, tmp_path / "data")
+    run(tmp_path / "none", [row for row in fake_rows() if row.id.endswith("bad")])
+    with pytest.raises(FileRefused, match="has no recordings"):
+        export_datasets(tmp_path / "none", tmp_path / "empty")
 
 
 def test_lhotse_cuts_load_their_codes(corpus, tmp_path):

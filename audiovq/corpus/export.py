@@ -81,7 +81,8 @@ def export_datasets(folder: str | Path, out: str | Path, *, overwrite: bool = Fa
     import datasets
 
     _refuse_folder(Path(out), overwrite=overwrite)
-    Groups(folder)  # refuses what is no complete corpus of Parquet shards
+    if not sum(Groups(folder).sizes):
+        raise FileRefused(f"{folder} has no recordings, of which no dataset can be made.")
     files = [str(Path(folder) / entry.file) for entry in read_index(folder)]
     datasets.disable_progress_bars()
     parent = Path(out).absolute().parent

@@ -212,7 +212,9 @@ def read_index(out: str | Path) -> list[Entry]:
         try:
             entries = [Entry.from_json(line) for line in read_text(path).splitlines()]
         except (ValueError, KeyError, TypeError) as error:
-            raise FileRefused(f"{path} is damaged; run `audiovq corpus verify`.") from error
+            raise FileRefused(
+                f"{path} is damaged; run the same `audiovq corpus encode` again, which writes it."
+            ) from error
         if tuple(entry.digest for entry in entries) == corpus.digests:
             return entries
     raise FileRefused(f"{out} is not complete; run the same `audiovq corpus encode` again.")

@@ -136,7 +136,7 @@ def _records(path: Path, chosen: dict[str, str]) -> Iterator[tuple[int, dict[str
                     number += 1
                     yield number, dict(zip(chosen, values))
         except (OSError, pa.ArrowException) as error:
-            raise FileRefused(f"{path} is damaged after row {number}: {error}.") from error
+            raise FileRefused(f"{path} is damaged after row {number} ({error}).") from error
         return
     with _open_text(path) as file:
         reader = _reader(path, file)
