@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -132,18 +132,28 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def page_folder(folder: str | Path, generator: str, *, overwrite: bool = False) -> Iterator[Path]:
+def page_folder(
+    folder: str | Path,
+    generator: str,
+    *,
+    sources: Iterable[str | Path] = (),
+    overwrite: bool = False,
+) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`, and rename it to `folder` when the block succeeds.
 
     The block writes a page into it, `index.html` and what belongs to it. If the block raises, the
     temporary folder is removed and `folder` is as it was.
 
     generator: what stands in the page's `<meta name="generator">`, by which a page is known.
+    sources: files and folders that the page is made of, which must not go with an older page.
 
     Raises `FileRefused` when `folder` holds anything, unless `overwrite` and it is a page of the
-    same generator.
+    same generator and none of the sources lies in it.
     """
     folder = Path(folder)
+    for source in map(Path, sources):
+        if source.resolve().is_relative_to(folder.resolve()):
+            raise FileRefused(f"{source} lies in {folder}, which is replaced; name another folder.")
     if folder.exists() and not folder.is_dir():
         raise FileRefused(f"{folder} is a file; name a folder for the page.")
     used = folder.is_dir() and any(folder.iterdir())

@@ -96,7 +96,10 @@ def evaluate(
     codec, levels = _model_and_levels(model, device, n_q, given=decoded is not None)
     console = Console(stderr=True)
     with ExitStack() as stack:
-        folder = stack.enter_context(page_folder(page, overwrite=force)) if page else None
+        folder = None
+        if page is not None:
+            made_of = [path for path in (reference, decoded) if path is not None]
+            folder = stack.enter_context(page_folder(page, sources=made_of, overwrite=force))
         with Progress(
             TextColumn("measuring"),
             BarColumn(),

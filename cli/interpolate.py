@@ -36,7 +36,7 @@ def interpolate(
     from audiovq.exploration.steps_page import GENERATOR, write_steps
     from audiovq.files import page_folder
 
-    with page_folder(out, GENERATOR, overwrite=force) as folder:
+    with page_folder(out, GENERATOR, sources=[first, last], overwrite=force) as folder:
         codec = load_model(model)
         codec.check_n_q(n_q)
         rate = codec.config.sample_rate

@@ -184,6 +184,7 @@ def test_the_page_on_language_models_runs(tiny_model, tiny_folder, tmp_path, mon
     (tmp_path / "data" / "lm").symlink_to(data)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setattr("audiovq.model.DEFAULT_FOLDER", tiny_folder)
+    monkeypatch.setattr("audiovq.lm.model.DEFAULT_FOLDER", tmp_path / "runs" / "lm")
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "how_to" / "language_models.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)

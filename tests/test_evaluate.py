@@ -415,6 +415,22 @@ def test_the_page_s_folder_appears_whole_or_not_at_all(tmp_path):
     assert (folder / "index.html").read_text() == "something else"
 
 
+def test_a_page_is_not_replaced_with_what_it_is_made_of(tmp_path):
+    page = tmp_path / "page"
+    with page_folder(page) as temporary:
+        (temporary / "index.html").write_text('<meta name="generator" content="audiovq evaluate">')
+        (temporary / "a.wav").write_bytes(b"mine")
+    for source in (page, page / "a.wav", tmp_path / "page" / ".." / "page" / "a.wav"):
+        with (
+            pytest.raises(FileRefused, match="which is replaced; name another folder"),
+            page_folder(page, sources=[source], overwrite=True),
+        ):
+            pytest.fail("the recording would be gone")
+    with page_folder(page, sources=[tmp_path], overwrite=True) as temporary:
+        (temporary / "index.html").write_text("new")
+    assert [path.name for path in page.iterdir()] == ["index.html"]
+
+
 def test_a_page_needs_the_audio(originals, tmp_path):
     found = evaluate(originals, originals, metrics=["lsd"])
     with pytest.raises(ValueError, match="evaluate with audio_dir"):

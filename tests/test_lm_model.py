@@ -17,6 +17,7 @@ pytest.importorskip("lightning_fabric")
 
 from audiovq.files import FileRefused
 from audiovq.lm import LanguageModel, Sampling
+from audiovq.lm.model import DEFAULT_FOLDER
 from audiovq.lm.train import train
 
 HOP = 320
@@ -136,6 +137,21 @@ def test_what_cannot_be_done_is_said(lm, speech, prompt):
 def test_draws_that_are_not_possible_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(Sampling(), **change)
+
+
+def test_the_bundled_one_goes_on_in_the_bundled_tokens(speech):
+    lm = LanguageModel.from_pretrained()
+    assert lm.vocabulary.fingerprint == lm.codec.fingerprint
+    files = [path for path in DEFAULT_FOLDER.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"config.json", "model.safetensors"}
+    assert sum(path.stat().st_size for path in files) < 30e6
+    codes = lm.codec.encode(speech, 1).indices[0, 0].numpy()
+    assert lm.score_units(codes).per_unit > lm.score_units(codes[::-1].copy()).per_unit + 1
+    prompt = speech[:, :, : 50 * HOP]
+    wav = lm.continue_speech(prompt, 0.2).wav
+    assert wav.shape == (1, 1, 60 * HOP)
+    heard = lm.codec.decode(lm.codec.encode(prompt))[:, :, : 47 * HOP]
+    assert torch.equal(wav[:, :, : 47 * HOP], heard)  # but for what the windows see ahead
 
 
 def test_a_model_of_another_tokenizer_is_refused(folder):

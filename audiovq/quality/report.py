@@ -1,5 +1,6 @@
 """Pictures and pages of an `Evaluation`: the rate-quality plot and the listening page."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,9 +105,11 @@ _COLORS = ["#c2410c", "#1d4ed8", "#047857", "#7c3aed", "#b45309", "#0e7490"]
 _RATE_TICKS = [0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256]
 
 
-def page_folder(folder: str | Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
+def page_folder(
+    folder: str | Path, *, sources: Iterable[str | Path] = (), overwrite: bool = False
+) -> AbstractContextManager[Path]:
     """A folder for `write_page`; see `files.page_folder`."""
-    return files.page_folder(folder, _GENERATOR, overwrite=overwrite)
+    return files.page_folder(folder, _GENERATOR, sources=sources, overwrite=overwrite)
 
 
 def write_page(evaluation: Evaluation, folder: str | Path) -> None:
