@@ -165,9 +165,9 @@ def acoustic(lm: LanguageModel, arguments: argparse.Namespace) -> None:
         said = transcribe(wav[n:], arguments.asr) if arguments.asr else ""
         for kind, these in zip(rows, (codes, codes[:, :1], written)):
             clip = lm.codec.decode(these)[0, 0].numpy()[n : len(wav)]
-            rows[kind].append(
-                [stoi(wav[n:], clip), distillmos(clip), speaker_similarity(wav[:n], clip)]
-            )
+            same = min(n, len(clip))  # of the voice, pieces of one length are compared
+            voice = speaker_similarity(wav[:same], clip[:same])
+            rows[kind].append([stoi(wav[n:], clip), distillmos(clip), voice])
             if arguments.asr:
                 wrong, words = word_errors(said, transcribe(clip, arguments.asr))
                 errors[kind] += wrong
