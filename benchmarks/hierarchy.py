@@ -1,18 +1,21 @@
 """Levels at several rates against levels at one, at equal training time and equal bitrate.
 
     python benchmarks/hierarchy.py RUNS HELDOUT --phones PHONES [--minutes 60] [--seeds 0]
-        [--arms flat,mixed,coarse] [--limit 40] [--set loss.teacher=6 ...]
+        [--arms flat,mixed,coarse] [--limit 40] [--initial-model default] [--set loss.teacher=6 ...]
 
 Trains each arm of recipes/hierarchy (its data have to be prepared) for so many minutes into RUNS,
 and prints a table: at 1, 2 and 4 kbit/s the levels and tokens a second, mel distance, STOI and
 DistillMOS on the recordings of HELDOUT, with half their 95 % intervals, and PNMI of the units on
 the recordings with phone labels of PHONES. How many steps the minutes are is timed for each arm by
-a few steps before. A run in RUNS that is finished is only measured. Idle machines only.
+a few steps before. With --initial-model all arms begin as that model, with codebooks that begin
+anew, those of `flat` too: then minutes are enough to tell them apart. A run in RUNS that is
+finished is only measured. Idle machines only.
 """
 
 import argparse
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from machine import describe, table
@@ -40,6 +43,19 @@ PILOT = 40
 """Steps that the speed is taken from, the last half of them."""
 
 
+def beginning(model: str) -> list[str]:
+    """Settings of arms that begin as a model, or at random weights if there is none."""
+    if not model:
+        return []
+    config = asdict(AudioVQ.from_pretrained(model).config)
+    sizes = [
+        f"model.{key}={json.dumps(value)}"
+        for key, value in config.items()
+        if key not in ("n_codebooks", "level_strides")
+    ]
+    return [*sizes, f"train.initial_model={model}", "train.new_codebooks=true"]
+
+
 def levels_at(model: AudioVQ, kbit: float) -> int:
     """The number of levels with that bitrate, exactly."""
     rates = [model.config.bitrate(n_q) for n_q in range(1, model.config.n_codebooks + 1)]
@@ -48,8 +64,7 @@ def levels_at(model: AudioVQ, kbit: float) -> int:
 
 def steps_in(minutes: float, settings: list[str]) -> int:
     """Steps of a run of so many minutes."""
-    own = [f"train.steps={PILOT}", f"train.autoencoder_steps={PILOT // 4}"]
-    own += [f"train.log_every={PILOT // 2}", f"train.adversarial_from={PILOT}"]
+    own = [f"train.steps={PILOT}", *stages(PILOT, settings), f"train.log_every={PILOT // 2}"]
     with tempfile.TemporaryDirectory() as folder:
         recipe = read_recipe(RECIPE, [*settings, *own])
         train(recipe, Path(folder) / "run")
@@ -59,23 +74,32 @@ def steps_in(minutes: float, settings: list[str]) -> int:
     return max(PILOT, round(60 * minutes / seconds))
 
 
+def stages(steps: int, settings: list[str]) -> list[str]:
+    """Settings for the stages of a run of so many steps: no discriminators, and no autoencoder
+    where one has been trained already."""
+    autoencoder = 0 if "train.new_codebooks=true" in settings else steps // 6
+    return [
+        f"train.autoencoder_steps={autoencoder}",
+        f"train.adversarial_from={steps}",
+        f"train.warmup_steps={min(200, steps // 10)}",
+    ]
+
+
 def trained(run: Path, settings: list[str], minutes: float) -> tuple[AudioVQ, Recipe]:
     """The model of an arm, trained if it is not yet."""
     done = run / "arm.json"
     if not done.exists():
         steps = steps_in(minutes, settings)
-        own = [f"train.steps={steps}", f"train.autoencoder_steps={steps // 6}"]
-        own += [f"train.adversarial_from={steps}", f"train.warmup_steps={min(200, steps // 10)}"]
+        own = [f"train.steps={steps}", *stages(steps, settings)]
         train(read_recipe(RECIPE, [*settings, *own]), run)
         done.write_text(json.dumps(own))
     recipe = read_recipe(RECIPE, [*settings, *json.loads(done.read_text())])
     return run_model(run), recipe
 
 
-def pnmi(model: AudioVQ, phones: Path, limit: int | None) -> str:
+def pnmi(model: AudioVQ, phones: Path) -> str:
     """Of the units, speech alone, with half its interval."""
-    files = dict(sorted(find_audio(phones).items())[:limit])
-    units = {name: encode_units(model, path) for name, path in files.items()}
+    units = {name: encode_units(model, path) for name, path in find_audio(phones).items()}
     found = compare(
         units,
         read_alignments(phones),
@@ -102,20 +126,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="training of each arm")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--limit", type=int, help="recordings to measure on, of each kind")
+    parser.add_argument("--limit", type=int, help="recordings of HELDOUT to measure on")
+    parser.add_argument("--initial-model", default="", help="what all arms begin as")
     parser.add_argument("--set", nargs="*", default=[], help="further settings of all arms")
     given = parser.parse_args()
     rows = []
     for seed in given.seeds.split(","):
         for arm in given.arms.split(","):
-            settings = [*ARMS[arm], f"train.seed={seed}", *given.set]
+            own = [*ARMS[arm], f"train.seed={seed}", *given.set]
+            settings = [*beginning(given.initial_model), *own]
             run = given.runs / f"{arm}-{seed}"
             model, recipe = trained(run, settings, given.minutes)
             n_q = [levels_at(model, kbit) for kbit in KBITS]
             found = evaluate(
                 given.heldout, model=model, n_q=n_q, metrics=METRICS, limit=given.limit
             )
-            units = pnmi(model, given.phones, given.limit) if given.phones else "-"
+            units = pnmi(model, given.phones) if given.phones else "-"
             for kbit, n in zip(KBITS, n_q):
                 summary = next(s for s in found.summary() if s.system.endswith(f" n_q={n}"))
                 means = [summary.metrics[name] for name in METRICS]

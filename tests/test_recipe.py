@@ -128,6 +128,7 @@ def test_changes_override_the_file(tmp_path):
         ('[train]\nlearn = "decoder"\n', "name it as train.initial_model"),
         ("[loss]\nconsistency = 1.0\n", "name that as train.initial_model"),
         ('[train]\nlearn = "units"\ninitial_model = "x"\n', "model.level_frames"),
+        ("[train]\nnew_codebooks = true\n", "train.new_codebooks needs train.initial_model"),
         ("[loss]\nagreement = 1.0\n", "loss.agreement needs train.learn"),
         ("[model]\nunit_blocks = 9\n", "unit_blocks must be at most the encoder's last number"),
         ("[model]\nspectrum_size = 511\n", "spectrum_size must be 0 or an even number"),

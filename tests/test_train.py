@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from audiovq.training.log import RunLog
 from audiovq.training.loop import Run, train
 from audiovq.training.losses import MelLoss, unit_losses
 from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
+from audiovq.training.start import initial_model
 from audiovq.training.validate import validation_levels
 
 pytestmark = pytest.mark.filterwarnings(
@@ -358,6 +360,56 @@ def test_unreadable_recordings_are_skipped_and_counted(recipe, manifest, tmp_pat
     data = replace(recipe.data, train=(ManifestSettings(str(tmp_path / "mixed.jsonl.gz")),))
     train(replace(recipe, data=data), tmp_path / "run")
     assert any("skipped" in r.message for r in caplog.records)
+
+
+def test_a_model_gets_codebooks_of_other_rates(recipe, tiny_folder, tmp_path):
+    """All else is that of the model; they begin with k-means, all alive."""
+    settings = replace(
+        recipe.train, initial_model=str(tiny_folder), autoencoder_steps=1, steps=2, warmup_steps=0
+    )
+    sizes = {"n_codebooks": 3, "level_strides": (2, 4, 1), "codebook_size": 16}
+    other = replace(recipe, model=replace(TINY, **sizes), train=settings)
+    with pytest.raises(FileRefused, match=r"n_codebooks is 4 .* 3 .*or set train.new_codebooks"):
+        train(other, tmp_path / "refused")
+    anew = replace(other, train=replace(settings, new_codebooks=True))
+    found, before = initial_model(anew), AudioVQ.from_pretrained(tiny_folder)
+    assert found.config == anew.model
+    for name, tensor in before.state_dict().items():
+        if ".codebooks." not in name:
+            assert torch.equal(tensor, found.state_dict()[name]), name
+    train(anew, tmp_path / "run")
+    codebooks = run_model(tmp_path / "run").quantizer.codebooks
+    assert [len(codebook.usage) for codebook in codebooks] == [16] * 3
+    assert all(codebook.started for codebook in codebooks)
+
+
+def test_new_discriminators_have_a_head_start(recipe, tiny_folder, tmp_path):
+    """They learn while a generator that is trained already waits, and then it learns again."""
+    settings = replace(
+        recipe.train,
+        initial_model=str(tiny_folder),
+        adversarial_from=0,
+        discriminator_head_start=2,
+        checkpoint_every=2,
+        steps=4,
+        keep=3,
+    )
+    changed = replace(recipe, train=settings)
+    new = Run(changed, tmp_path / "new", Fabric(accelerator="cpu"))
+    parts = {
+        "generator": [f"generator.{name}" for name, _ in new.module.named_parameters()],
+        "discriminator": [name for name in new._tensors() if name.startswith("discriminator")],
+    }
+    train(changed, tmp_path / "run")
+    stages = [new._tensors()] + [
+        load_checkpoint(tmp_path / "run" / f"checkpoint-{step:08d}.safetensors")[0]
+        for step in (2, 4)
+    ]
+    moved = [
+        {part for part, names in parts.items() if any(not a[n].equal(b[n]) for n in names)}
+        for a, b in pairwise(stages)
+    ]
+    assert moved == [{"discriminator"}, {"generator", "discriminator"}]
 
 
 def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speech, tmp_path):

@@ -54,7 +54,13 @@ from audiovq.training.generator import Generator, dropout_levels, step_seed
 from audiovq.training.launch import launch
 from audiovq.training.log import RunLog
 from audiovq.training.losses import MelLoss, other_losses, sound_losses
-from audiovq.training.optimizers import all_finite, clip_gradients, make_optimizer, schedule
+from audiovq.training.optimizers import (
+    all_finite,
+    clip_gradients,
+    generator_first,
+    make_optimizer,
+    schedule,
+)
 from audiovq.training.recipe import Recipe
 from audiovq.training.run_files import save_recipe
 from audiovq.training.start import (
@@ -129,7 +135,7 @@ class Run:
         self.quantize = False
         generator = Generator(recipe)
         if settings.initial_model and start is None:
-            self.quantize = True
+            self.quantize = not settings.new_codebooks
             generator.model.load_state_dict(initial_model(recipe).state_dict())
         for name, parameter in generator.model.named_parameters():
             parameter.requires_grad_(learns(recipe, name))
@@ -226,15 +232,20 @@ class Run:
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step
         torch.manual_seed(step_seed(recipe, step))  # the same on every rank
-        self._set_learning_rates(schedule(recipe, step))
+        self._set_learning_rates(step)
         batch = self.fabric.to_device(batch)
         levels = self.fabric.to_device(
             dropout_levels(recipe, step, self.fabric.global_rank, len(batch["wav"]))
         )
         if recipe.train.learn == "units" and "clean" in batch:
             batch, levels = both_views(batch), levels.repeat(2)
-        output = self.generator(batch["wav"], levels, self.quantize, batch.get("tokens"))
+        waits = step < generator_first(recipe, step)
+        with torch.set_grad_enabled(not waits):
+            output = self.generator(batch["wav"], levels, self.quantize, batch.get("tokens"))
         losses, gradient = self._judge_sound(output.get("wav"), batch["wav"])
+        if waits:
+            self.log.record(losses, output)
+            return
         if self.reference is not None:
             batch["kept_vectors"] = self.reference.unit_vectors(batch.get("clean", batch["wav"]))
             batch["unit_table"] = self.model.quantizer.codebooks[0].vectors
@@ -295,13 +306,13 @@ class Run:
         """By their names in checkpoints."""
         return {"optimizer": self.optimizer, "critic_optimizer": self.adversary.optimizer}
 
-    def _set_learning_rates(self, factor: float) -> None:
+    def _set_learning_rates(self, step: int) -> None:
         settings = self.recipe.train
-        for optimizer, rate in (
-            (self.optimizer, settings.learning_rate),
-            (self.adversary.optimizer, settings.discriminator_learning_rate),
+        for optimizer, rate, first in (
+            (self.optimizer, settings.learning_rate, generator_first(self.recipe, step)),
+            (self.adversary.optimizer, settings.discriminator_learning_rate, 0),
         ):
-            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.param_groups[0]["lr"] = rate * schedule(self.recipe, step, first)
 
     def _start_units(self) -> None:
         """A start for the units' front that the initial model did not have."""

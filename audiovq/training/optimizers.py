@@ -17,12 +17,21 @@ def make_optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optim
     )
 
 
-def schedule(recipe: Recipe, step: int) -> float:
-    """Factor of the learning rates: up at the start, level, down to 0 at the end."""
+def schedule(recipe: Recipe, step: int, first: int = 0) -> float:
+    """Factor of the learning rates of what learns from step `first` on: up, level, down to 0."""
     settings = recipe.train
     n_decay = max(1, round(settings.decay_share * settings.steps))
-    rise = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    rise = min(1.0, max(0, step - first + 1) / max(1, settings.warmup_steps))
     return rise * min(1.0, (settings.steps - step) / n_decay)
+
+
+def generator_first(recipe: Recipe, step: int) -> int:
+    """The step from which on the generator learns, without the discriminators or again with them:
+    later than `step` while it waits for them (`train.discriminator_head_start`)."""
+    settings = recipe.train
+    if not settings.discriminator_head_start or step < settings.adversarial_from:
+        return 0
+    return settings.adversarial_from + settings.discriminator_head_start
 
 
 def clip_gradients(fabric: Fabric, module: Any, optimizer: Any, max_norm: float) -> Tensor:

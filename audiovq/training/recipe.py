@@ -123,6 +123,9 @@ class TrainSettings:
     """Step from which on the discriminators train too; `steps` or more: never."""
     adversarial_items: Count = 6
     """Items of a device's batch that the discriminators hear, from the first on."""
+    discriminator_head_start: Steps = 0
+    """Steps from `adversarial_from` on in which the discriminators learn alone and the generator
+    waits: for one that is trained already, which new discriminators would lead astray."""
     learning_rate: Rate = 6e-4
     """Of AdamW, for the generator."""
     discriminator_learning_rate: Rate = 3e-4
@@ -162,6 +165,9 @@ class TrainSettings:
     """Checkpoints to keep, besides the best one."""
     initial_model: str = ""
     """Folder of a model to start from instead of random weights; the run starts quantized."""
+    new_codebooks: bool = False
+    """Leave the codebooks of `initial_model`: new ones start from k-means, after
+    `autoencoder_steps`, as many and as large and of such strides as the recipe says."""
     learn: Annotated[str, Choice(("all", "decoder", "units"))] = "all"
     """"all"; "decoder": then the tokens stay those of `initial_model`; or, with model.level_frames,
     "units": then the acoustic codes and the decoder do."""
@@ -217,6 +223,13 @@ class Recipe:
                 'train.learn = "units" leaves the sound of a model as it is; name that as '
                 "train.initial_model, and give the units layers of their own: model.level_frames."
             )
+        if train.new_codebooks and (
+            not train.initial_model or train.learn != "all" or self.loss.consistency
+        ):
+            raise ValueError(
+                'train.new_codebooks needs train.initial_model and train.learn = "all", and no '
+                "loss.consistency, which keeps the codebook of the units; set it to false."
+            )
         if self.loss.consistency and (not train.initial_model or train.learn == "decoder"):
             raise ValueError(
                 "loss.consistency keeps the units of a model while all of it learns; name that as "
@@ -239,7 +252,8 @@ class Recipe:
     def _check_lengths(self) -> None:
         """Of the run's stages and of its crops."""
         train, data = self.train, self.data
-        if not train.initial_model and train.autoencoder_steps >= train.steps:
+        keeps_codebooks = train.initial_model and not train.new_codebooks
+        if not keeps_codebooks and train.autoencoder_steps >= train.steps:
             raise ValueError(
                 f"train.autoencoder_steps ({train.autoencoder_steps}) must be fewer than "
                 f"train.steps ({train.steps}), or the run ends before it has codebooks; a quarter "

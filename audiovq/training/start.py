@@ -18,6 +18,8 @@ from audiovq.training.run_files import differences, saved_recipe
 
 logger = logging.getLogger("audiovq.train")
 
+CODEBOOK_SETTINGS = ("n_codebooks", "codebook_size", "codebook", "level_strides")
+"""Of the model: what new codebooks may have otherwise than those of the model to go on from."""
 START_CROPS = 240
 """Crops that what starts from data sees."""
 FIRST_CROP = 1 << 40
@@ -77,9 +79,12 @@ def learns(recipe: Recipe, name: str) -> bool:
 
 def initial_model(recipe: Recipe) -> AudioVQ:
     """The model to go on from, grown to the recipe's `unit_blocks`, `spectrum_size` and
-    `level_frames`, or, when the decoder learns alone, with the recipe's source."""
+    `level_frames`, or, when the decoder learns alone, with the recipe's source, or with codebooks
+    that are still to be started."""
     name = recipe.train.initial_model
     model = AudioVQ.from_pretrained(name)
+    if recipe.train.new_codebooks:
+        model = with_new_codebooks(model, recipe.model)
     only_decoder = recipe.train.learn == "decoder"
     source = {setting: getattr(recipe.model, setting) for setting in SOURCE_SETTINGS}
     if only_decoder and any(getattr(model.config, key) != value for key, value in source.items()):
@@ -99,7 +104,12 @@ def initial_model(recipe: Recipe) -> AudioVQ:
             if found[key] != wanted[key]
         )
         raise FileRefused(
-            f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's."
+            f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's"
+            + (
+                ", or set train.new_codebooks."
+                if any(key in CODEBOOK_SETTINGS and found[key] != wanted[key] for key in found)
+                else "."
+            )
         )
     if recipe.train.learn != "all" and not all(
         torch.equal(parameter, parameter.half().float())
@@ -111,6 +121,15 @@ def initial_model(recipe: Recipe) -> AudioVQ:
             "a model that `audiovq export` wrote."
         )
     return model.grown(**growth) if growth else model
+
+
+def with_new_codebooks(model: AudioVQ, like: ModelConfig) -> AudioVQ:
+    """A model with codebooks as in another configuration, which have not begun."""
+    sizes = {setting: getattr(like, setting) for setting in CODEBOOK_SETTINGS}
+    new = AudioVQ(replace(model.config, **sizes), model.card)
+    kept = {name: x for name, x in model.state_dict().items() if ".codebooks." not in name}
+    new.load_state_dict(new.state_dict() | kept)
+    return new
 
 
 def reference_model(
