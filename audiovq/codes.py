@@ -55,6 +55,8 @@ __all__ = [
     "write_npy",
 ]
 _NPY_MAGIC = b"\x93NUMPY"
+LONGEST_NPY_HEADER = 2048
+"""Characters, for records of up to 60 levels: NumPy's parser takes a minute for some of 9,000."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _unpack_npy(data: bytes, name: str, *, keep_broken: bool = False) -> Tokens:
         # Versions 2 and 3 differ in the names of columns alone, which tokens have not.
         readers = [npy_format.read_array_header_1_0] + 2 * [npy_format.read_array_header_2_0]
         major, _ = npy_format.read_magic(file)
-        shape, in_columns, dtype = readers[major - 1](file)
+        shape, in_columns, dtype = readers[major - 1](file, max_header_size=LONGEST_NPY_HEADER)
     except Exception as error:  # numpy lets through what Python's parser raises, of many kinds
         raise _foreign(name) from error
     start = file.tell()

@@ -50,7 +50,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads(file.metadata()["values"])
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (
+        *(OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError),
+        RecursionError,  # brackets without end
+    ) as error:
         raise FileRefused(f"{path} is not a checkpoint of audiovq, or damaged.") from error
 
 
@@ -196,7 +199,7 @@ def _step_of(line: str) -> float:
     """The step of a line of metrics; of one that a kill has halved, infinity."""
     try:
         return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return float("inf")
 
 

@@ -36,6 +36,7 @@ import numpy as np
 
 SLOWEST = 10.0  # seconds
 LARGEST = 1 << 30  # bytes
+LONGEST = 1 << 24  # bytes of a text after its changes, which can double many times over
 HANGS = 120.0  # seconds without a word from the process
 
 NUMBERS = [
@@ -103,7 +104,7 @@ def mutate_text(data: bytes, rng: Random) -> bytes:
             data = b"\n".join(lines)
         else:
             data = mutate_bytes(data, rng)
-    return data
+    return data[:LONGEST]
 
 
 def mutate_npy(data: bytes, rng: Random) -> bytes:

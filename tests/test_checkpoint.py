@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from tiny import full_disk
 from torch import nn
@@ -35,7 +36,15 @@ def test_tensors_and_values_come_back(tmp_path):
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100, pickle.dumps({"step": 1})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x" * 100,
+        pickle.dumps({"step": 1}),
+        safetensors.torch.save({}, metadata={"values": "[" * 100_000}),
+    ],
+)
 def test_what_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)

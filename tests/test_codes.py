@@ -189,6 +189,13 @@ def test_a_file_that_exists_is_kept(tmp_path, codes):
     assert read_tokens(tmp_path / "a.avq").header == HEADER
 
 
+def test_a_record_of_many_levels_is_read(tmp_path):
+    strides = (1, 2) * 30
+    codes = np.zeros((60, 100_000), np.uint16)
+    write_npy(tmp_path / "a.npy", codes, level_strides=strides)
+    assert read_tokens(tmp_path / "a.npy").indices.shape == codes.shape
+
+
 def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
     length = struct.pack("<H" if version == 1 else "<I", len(header))
     return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + data
@@ -222,6 +229,7 @@ def npy_header(shape: str, descr: str = "'<u2'") -> str:
         npy("1" + "+1j" * 3000),
         npy(npy_header("(1, 1)"), bytes(2), version=4),
         npy(npy_header("(1, 1)") + " " * 20_000, bytes(2), version=2),
+        npy(npy_header("(1, 1)") + "\t" * 2048, bytes(2)),  # with an error too it takes minutes
     ],
 )
 def test_a_broken_array_is_refused(tmp_path, content):

@@ -178,7 +178,7 @@ def read_corpus(out: str | Path) -> Corpus:
         return Corpus(settings=settings, digests=digests, problems=problems, **values)
     except FileRefused:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileRefused(f"{path} is damaged ({error}); encode the corpus again.") from error
 
 
@@ -186,7 +186,7 @@ def read_entry(out: Path, shard: int) -> Entry | None:
     """The entry of a shard; None when it is not there, or damaged."""
     try:
         return Entry.from_json(entry_path(out, shard).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

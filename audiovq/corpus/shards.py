@@ -229,5 +229,5 @@ def tar_records(path: Path) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
                     facts = json.loads(data)
                 else:
                     yield facts, unpack_tokens(data, f"{path}#{member.name}").indices
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except (OSError, tarfile.TarError, ValueError, RecursionError) as error:
         raise FileRefused(f"{path} is damaged; run `audiovq corpus verify`.") from error
