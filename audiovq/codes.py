@@ -55,8 +55,6 @@ __all__ = [
     "write_npy",
 ]
 _NPY_MAGIC = b"\x93NUMPY"
-LONGEST_NPY_HEADER = 2048
-"""Characters, for records of up to 60 levels: NumPy's parser takes a minute for some of 9,000."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +180,7 @@ def _foreign(name: str) -> FileRefused:
 def _unpack_npy(data: bytes, name: str, *, keep_broken: bool = False) -> Tokens:
     file = io.BytesIO(data)
     try:
-        # Versions 2 and 3 differ in the names of columns alone, which tokens have not.
-        readers = [npy_format.read_array_header_1_0] + 2 * [npy_format.read_array_header_2_0]
-        major, _ = npy_format.read_magic(file)
-        shape, in_columns, dtype = readers[major - 1](file, max_header_size=LONGEST_NPY_HEADER)
+        shape, in_columns, dtype = _npy_header(file)
     except Exception as error:  # numpy lets through what Python's parser raises, of many kinds
         raise _foreign(name) from error
     start = file.tell()
@@ -210,6 +205,20 @@ def _unpack_npy(data: bytes, name: str, *, keep_broken: bool = False) -> Tokens:
     if array.min() < 0 or array.max() > 0xFFFF:
         raise FileRefused(f"{name} holds numbers outside 0..65535, which no codebook has.")
     return Tokens(array.astype(np.uint16, order="C"))
+
+
+def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """What stands before the array; anything may be raised for what is not NumPy's."""
+    # Versions 2 and 3 differ in the names of columns alone, which tokens have not.
+    readers = [npy_format.read_array_header_1_0] + 2 * [npy_format.read_array_header_2_0]
+    major, _ = npy_format.read_magic(file)
+    size = 2 if major == 1 else 4
+    length = int.from_bytes(file.read(size), "little")
+    header = file.read(length)
+    if len(header) < length:
+        raise ValueError("cut")
+    header = b" ".join(header.split())  # NumPy may take a minute for 9,000 blanks
+    return readers[major - 1](io.BytesIO(len(header).to_bytes(size, "little") + header))
 
 
 def _unpack_npy_record(data: bytes, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Tokens:

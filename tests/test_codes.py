@@ -190,8 +190,8 @@ def test_a_file_that_exists_is_kept(tmp_path, codes):
 
 
 def test_a_record_of_many_levels_is_read(tmp_path):
-    strides = (1, 2) * 30
-    codes = np.zeros((60, 100_000), np.uint16)
+    strides = (1, 2) * 128
+    codes = np.zeros((256, 10_000), np.uint16)
     write_npy(tmp_path / "a.npy", codes, level_strides=strides)
     assert read_tokens(tmp_path / "a.npy").indices.shape == codes.shape
 
@@ -228,8 +228,7 @@ def npy_header(shape: str, descr: str = "'<u2'") -> str:
         npy("-" * 9000 + "1"),
         npy("1" + "+1j" * 3000),
         npy(npy_header("(1, 1)"), bytes(2), version=4),
-        npy(npy_header("(1, 1)") + " " * 20_000, bytes(2), version=2),
-        npy(npy_header("(1, 1)") + "\t" * 2048, bytes(2)),  # with an error too it takes minutes
+        npy(npy_header("(1, 1)") + "\t" * 9000 + "'"),  # which takes NumPy a minute
     ],
 )
 def test_a_broken_array_is_refused(tmp_path, content):
