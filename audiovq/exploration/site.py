@@ -139,7 +139,8 @@ def phone_colours(phones: Sequence[str]) -> dict[str, str]:
 
 def confusion(against: Against, facts: Sequence[CodeFacts]) -> Any:
     """P(other code | code) as a picture. Rows are the codes in use, those of a phone together;
-    columns the others', by where in the rows they are used, so that agreement is a diagonal."""
+    columns the others', by where in the rows they are used, so that agreement is a diagonal. What
+    is less likely than 5 % is left out."""
     order = sorted(
         (fact for fact in facts if against.table[fact.code].any()),
         key=lambda fact: (fact.phone or "", -fact.n_frames),
@@ -152,7 +153,23 @@ def confusion(against: Against, facts: Sequence[CodeFacts]) -> Any:
     share = table / table.sum(axis=1, keepdims=True)
     figure = new_figure(9, 7.5)
     axes = figure.add_subplot()
-    image = axes.imshow(share, aspect="auto", cmap="Blues", vmin=0, vmax=0.5)
+    # Squares that are seen even where a code is less than a pixel, the likely ones on top.
+    rows, columns = np.nonzero(share >= 0.05)
+    shares = share[rows, columns]
+    drawn = np.argsort(shares, kind="stable")
+    image = axes.scatter(
+        columns[drawn],
+        rows[drawn],
+        c=shares[drawn],
+        s=max(2.5, 400 / max(share.shape)) ** 2,
+        marker="s",
+        linewidths=0,
+        cmap="Blues",
+        vmin=0,
+        vmax=0.5,
+    )
+    axes.set_xlim(-0.5, share.shape[1] - 0.5)
+    axes.set_ylim(share.shape[0] - 0.5, -0.5)
     axes.set_xlabel(f"{len(used)} codes of the others")
     axes.set_ylabel(f"{len(order)} codes")
     figure.colorbar(image, ax=axes, label="P(other | code)", extend="max", pad=0.01, fraction=0.03)
