@@ -15,20 +15,17 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 
 CONFIGS = {
-    "split": TINY,
     "residual": replace(TINY, unit_level="residual", lookahead=0, n_fft=1280),
-    "blocks of their own, levels at several rates": replace(
-        TINY, unit_blocks=1, level_strides=(2, 4, 1, 2)
-    ),
-    "with a spectrum and a source": replace(
+    "split, levels at several rates": replace(TINY, level_strides=(2, 4, 1, 2)),
+    "units of their own, and a source": replace(
         TINY,
         unit_blocks=1,
         spectrum_size=512,
+        level_frames=9,
         source_channels=16,
         pitch_channels=16,
         pitch_blocks=1,
     ),
-    "at one level": replace(TINY, unit_blocks=1, spectrum_size=512, level_frames=9),
 }
 """An export takes seconds: what each part of a model may have stands in one of them."""
 
