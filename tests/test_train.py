@@ -125,9 +125,7 @@ def test_it_learns_and_every_codebook_is_alive(recipe, manifest, tmp_path):
     settings = replace(
         recipe.train, steps=160, autoencoder_steps=80, adversarial_from=150, log_every=20
     )
-    longer = replace(
-        recipe, train=settings, data=replace(recipe.data, validation=str(manifest), batch_size=8)
-    )
+    longer = replace(recipe, train=settings, data=replace(recipe.data, validation=str(manifest)))
     out = train(longer, tmp_path / "run")
     lines = metrics(out)
     logs = [line for line in lines if "mel" in line]
