@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from audiovq.segment import run_lengths
-from audiovq.units.alignments import Interval
+from audiovq.units.alignments import SILENCE, Interval
 from audiovq.units.boundaries import (
+    away_from_silence,
     boundary_scores,
     change_times,
     fill_silence,
@@ -240,6 +241,21 @@ def test_a_boundary_is_matched_once_and_within_the_tolerance() -> None:
     assert match_boundaries([0.12], [0.10]) == 1  # exactly 20 ms
     assert match_boundaries([0.13], [0.10]) == 0
     assert match_boundaries([], [0.10]) == 0
+
+
+def test_a_boundary_in_speech_is_further_from_silence_than_the_margin() -> None:
+    alignment = [
+        Interval(0.0, 0.1, SILENCE),
+        Interval(0.1, 0.2, "AA"),
+        Interval(0.2, 0.3, "S"),  # one stretch with the phone before it
+        Interval(0.3, 0.4, SILENCE),
+        Interval(0.5, 0.6, "T"),  # a gap is no speech
+    ]
+    inside = [0.13, 0.2, 0.27, 0.53, 0.57]
+    outside = [-0.1, 0.05, 0.1, 0.12, 0.28, 0.3, 0.35, 0.45, 0.52, 0.58, 0.7]
+    assert away_from_silence(sorted(inside + outside), alignment, 0.02) == inside
+    assert away_from_silence([0.11, 0.29], alignment, 0.0) == [0.11, 0.29]
+    assert away_from_silence(inside, alignment[:1], 0.0) == []
 
 
 def test_r_value_of_the_paper() -> None:
