@@ -249,6 +249,18 @@ def test_a_visitor_hears_sees_and_keeps(visit, heard, tmp_path):
     keep(page, "back")
 
 
+def test_a_wide_picture_is_scrolled_from_its_start(visit, tmp_path):
+    clip = load_audio(CLIP, 16_000)
+    save_audio(tmp_path / "wide.wav", np.tile(clip, 4), 16_000)
+    page = visit()
+    upload(page, tmp_path / "wide.wav", "11.9")
+    page.wait_for_function("document.querySelector('#picture img')?.naturalWidth > 2500")
+    picture = page.locator("#picture img").bounding_box()
+    assert picture["width"] > 2500
+    assert picture["x"] >= page.locator("#picture").bounding_box()["x"]
+    keep(page, "wide")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "text.wav is not audio"), (600, "long.wav is longer than 60 s")]
 )

@@ -25,9 +25,11 @@ Others = Mapping[str, Codec]
 CSS = """
 #picture .image-frame, #picture .image-container, #picture button { overflow-x: auto; }
 #picture { overflow-x: auto; }
+#picture .image-frame { justify-content: flex-start !important; }
 #picture img { max-width: none !important; width: auto !important; height: auto !important; }
 """
-"""The picture of a long recording is wider than the window, and is scrolled."""
+"""The picture of a long recording is wider than the window, and is scrolled from its start on: of a
+centred one, what lies left of the window is out of reach."""
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 """The visitor's own fonts: nothing is fetched."""
 AT_ONCE = 2
