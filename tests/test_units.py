@@ -373,14 +373,45 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     assert evaluate(noisy, alignments).as_dict() == evaluate(noisy, alignments).as_dict()
 
 
+@pytest.mark.parametrize("rate", [RATE, 2 * RATE])
 @pytest.mark.parametrize("lag", [-2, 0, 3])
-def test_the_shift_of_the_codes_is_found(lag: int) -> None:
+def test_the_shift_of_the_codes_is_found(lag: int, rate: float) -> None:
     labels, alignments = utterances(8)
     late = [np.roll(x, lag) for x in labels]
-    assert best_shift(late, alignments) == lag
-    result = evaluate(late, alignments, shift="auto")
+    alignments = [
+        [Interval(s * RATE / rate, e * RATE / rate, p) for s, e, p in a] for a in alignments
+    ]
+    assert best_shift(late, alignments, frame_rate=rate) == lag
+    result = evaluate(late, alignments, shift="auto", frame_rate=rate)
     assert result.shift == lag
     assert result.with_silence["boundary_recall"].value > 0.95
+
+
+def test_without_silence_its_frames_are_left_out() -> None:
+    alignment = [Interval(0.0, 0.6, SILENCE), Interval(0.6, 0.8, "a"), Interval(0.8, 1.0, "b")]
+    # One unit for all of speech, and as many as there are frames for silence.
+    units = np.array([*range(30), *[30] * 20])
+    result = evaluate([units], [alignment], n_bootstrap=0)
+    assert result.without_silence["pnmi"].value == pytest.approx(0.0)
+    assert result.without_silence["phone_entropy"].value == pytest.approx(1.0)  # two, even
+    assert result.without_silence["units_per_second"].value == pytest.approx(1 / 0.4)
+    assert result.with_silence["pnmi"].value > 0.5
+    assert result.with_silence["pnmi"].low == result.with_silence["pnmi"].value
+
+
+def test_maps_are_tried_on_as_many_folds_as_asked() -> None:
+    """Of two folds one has both speakers of a phone, which the map of the other then lacks."""
+    common = [Interval(0.0, 0.5, "a"), Interval(0.5, 1.0, "b")]
+    rare = [Interval(0.0, 0.5, "a"), Interval(0.5, 1.0, "c")]
+    alignments = [rare, common, rare, common]
+    units = [np.array([0] * 25 + [2 if a is rare else 1] * 25) for a in alignments]
+
+    def accuracy(n_folds: int) -> float:
+        result = evaluate(units, alignments, speakers=list("stuv"), n_folds=n_folds, n_bootstrap=0)
+        return result.with_silence["held_out_accuracy"].value
+
+    assert accuracy(4) == 1.0
+    assert accuracy(2) < 0.8
 
 
 def test_without_speakers_there_is_no_held_out_accuracy() -> None:
@@ -399,7 +430,7 @@ def test_what_does_not_fit_is_refused() -> None:
         evaluate(labels, alignments[:2])
     with pytest.raises(ValueError, match="whole numbers"):
         evaluate([x / 2 for x in labels], alignments)
-    with pytest.raises(ValueError, match="out of range"):
+    with pytest.raises(ValueError, match="unit 7 is out of range; n_units is 3"):
         evaluate(labels, alignments, n_units=3)
     with pytest.raises(ValueError, match="check the frame rate"):
         evaluate(labels, alignments, frame_rate=75.0)
