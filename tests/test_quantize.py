@@ -214,6 +214,22 @@ def test_an_item_that_keeps_fewer_levels_hears_only_those(change):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("change", UNITS)
+def test_decoding_with_levels_left_out_is_decoding_of_those_that_are_kept(change):
+    torch.manual_seed(0)
+    quantizer = make_quantizer(replace(TINY, **change)).eval()
+    z = torch.randn(4, 8, width(change))
+    quantizer.start(z)
+    assert all(codebook.started for codebook in quantizer.codebooks)
+    tables = quantizer.tables()
+    codes = quantizer.encode(z, [Search(table) for table in tables])
+    kept = quantizer.decode(codes, tables, torch.arange(1, 5))
+    for n_q, z_q in enumerate(kept, 1):
+        alone = quantizer.decode(codes[n_q - 1 : n_q, :n_q], tables[:n_q])[0]
+        torch.testing.assert_close(z_q, alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("change", [c for c in UNITS if "level_strides" not in c])
 def test_what_training_is_told_of_the_levels(change):
     torch.manual_seed(0)
