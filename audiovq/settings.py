@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 LONGEST_RECIPE = 1 << 20
 """Characters of a recipe file."""
+DEEPEST_CARD = 16
+"""Sections and lists inside one another that a card may have."""
 DEEPEST_KEY = 100
 """Parts of a dotted key."""
 
@@ -69,6 +71,24 @@ Steps = Annotated[int, Range(0)]
 Weight = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0, 1, above=True)]
+
+
+def check_card(value: Any, where: str = "card", deepest: int = DEEPEST_CARD) -> None:
+    """Raise `ValueError` for what a model's card, which is JSON, cannot hold."""
+    if deepest < 0:
+        raise ValueError(f"{where[:40]}... is nested too deeply for a card.")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            check_card(item, f"{where}.{name}", deepest - 1)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            check_card(item, f"{where}[{index}]", deepest - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be a finite number, not {value}.")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(
+            f'{where} is a {type(value).__name__}; a card holds text, so write "{value}".'
+        )
 
 
 def check_ranges(settings: Any, where: str) -> None:

@@ -13,7 +13,7 @@ from audiovq import hub
 from audiovq.codes import TOKEN_SUFFIXES
 
 from .failures import plain
-from .options import Model, load_model
+from .options import Model, know_tables, load_model
 
 
 def info(
@@ -56,11 +56,7 @@ def _is_model(source: str) -> bool:
 def _token_facts(source: str, model: str) -> dict[str, Any]:
     from audiovq import read_tokens
 
-    if Path(model).is_dir():  # its tables may be what the tokens are coded by
-        from audiovq.entropy import TABLES_FILE, read_tables, register
-
-        if (Path(model) / TABLES_FILE).is_file():
-            register(read_tables(Path(model) / TABLES_FILE))
+    know_tables(model)
     tokens = read_tokens(source)
     levels, frames = tokens.indices.shape
     n_tokens = sum(len(codes) for codes in tokens.levels)

@@ -11,7 +11,7 @@ from rich.console import Console
 from audiovq.files import refuse_existing, write_standard_output
 
 from .failures import EXIT_CODES
-from .options import Device, DeviceOption, Force, Json, Model, Quiet, load_model
+from .options import Device, DeviceOption, Force, Json, Model, Quiet, know_tables, load_model
 from .prepare import SpeakerFrom
 from .train import set_up_log
 
@@ -73,6 +73,9 @@ def prepare_command(
         ),
     ] = None,
     max_duration: Annotated[int, typer.Option(help="Frames of the longest unit.")] = 16,
+    model: Annotated[
+        str, typer.Option(help="Folder of the model whose tables coded the tokens, if any did.")
+    ] = "default",
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -83,6 +86,7 @@ def prepare_command(
     """
     from audiovq.lm.prepare import prepare
 
+    know_tables(model)
     done = prepare(
         tokens,
         out,
@@ -309,9 +313,11 @@ def _target(out: str | None, streamed: bool, force: bool) -> Target:
 def _stream(generate: Generate, codec: "AudioVQ", quiet: bool) -> None:
     from audiovq.audio import as_int16, wav_header
 
-    write_standard_output(wav_header(codec.config.sample_rate))
-    generate(
-        lambda wav: write_standard_output(
-            as_int16(wav.flatten().cpu().numpy()).astype("<i2").tobytes()
-        )
-    )
+    head = [wav_header(codec.config.sample_rate)]  # before the first sound, but not before refusals
+
+    def hear(wav: Any) -> None:
+        samples = as_int16(wav.flatten().cpu().numpy()).astype("<i2").tobytes()
+        write_standard_output(b"".join([*head, samples]))
+        head.clear()
+
+    generate(hear)

@@ -1,6 +1,7 @@
 """Options that several verbs share."""
 
 import enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,6 +47,15 @@ KeepBroken = Annotated[
     bool,
     typer.Option("--keep-broken", help="Of a live stream that broke off, decode what is there."),
 ]
+
+
+def know_tables(model: str) -> None:
+    """Let coded tokens be read that a model's own tables may have coded."""
+    from audiovq.entropy import TABLES_FILE, read_tables, register
+
+    tables = Path(model) / TABLES_FILE
+    if tables.is_file():
+        register(read_tables(tables))
 
 
 def load_model(name: str, device: Device = Device.CPU) -> "AudioVQ":

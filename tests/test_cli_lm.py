@@ -124,6 +124,7 @@ def test_what_goes_wrong_is_a_sentence_and_a_code(folder, common, tiny_folder, t
         ("sample", "--lm", tmp_path, "--model", tiny_folder, *out): (1, "no language model"),
         ("sample", "--lm", folder / "lm", *out): (1, "knows the tokens of test model"),
         ("sample", *common, *out, "--temperature", -1): (2, "temperature"),
+        ("sample", *common, "--stream", "--seconds", 0): (2, "seconds must be"),
         ("prepare", tmp_path, "-o", tmp_path / "d"): (1, "no .avq"),
         ("prepare", folder / "tokens", "-o", folder / "data"): (3, "--force"),
         ("train", tmp_path / "no.toml"): (1, "no.toml"),
@@ -134,6 +135,7 @@ def test_what_goes_wrong_is_a_sentence_and_a_code(folder, common, tiny_folder, t
         done = run(*arguments)
         assert (done.exit_code, said in done.stderr) == (code, True), (arguments, done.stderr)
         assert "Traceback" not in done.stderr
+        assert not done.stdout_bytes  # no header of a sound that does not come
     assert not (tmp_path / "out.wav").exists()
 
 

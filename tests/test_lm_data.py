@@ -1,5 +1,8 @@
 """Prepared folders: tokens come back as they were, and batches hang on the step alone."""
 
+import io
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +120,36 @@ def test_a_prepared_folder_is_not_overwritten_unasked(folder):
         prepare(folder / "tokens", folder / "data")
     prepare(folder / "tokens", folder / "data2")
     prepare(folder / "tokens", folder / "data2", overwrite=True)
+    (folder / "own").mkdir()
+    (folder / "own" / "train.jsonl").write_text("mine\n")
+    with pytest.raises(OutputExists):
+        prepare(folder / "tokens", folder / "own")
+    assert (folder / "own" / "train.jsonl").read_text() == "mine\n"
+
+
+def test_a_folder_that_was_not_finished_is_none(folder, tmp_path, monkeypatch):
+    """Also where it replaces one of other tokens, whose vocabulary would say what the codes are."""
+    prepare(folder / "tokens", tmp_path / "d")
+
+    def broken(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("audiovq.lm.prepare._write_split", broken)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(folder / "tokens", tmp_path / "d", overwrite=True)
+    with pytest.raises(FileRefused, match="vocabulary"):
+        TokenDataset(tmp_path / "d")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_names_may_be_anything(tiny_model, tmp_path):
+    names = [os.fsdecode(b"M\xfcller"), "one\u2028two", "plain"]
+    for name in names:
+        header = tiny_model.header(4, 320)
+        write_avq(tmp_path / "t" / f"{name}.avq", np.zeros((4, 1), np.uint16), header)
+    prepare(tmp_path / "t", tmp_path / "d", validation=0.3)
+    found = [item.name for s in ("train", "validation") for item in TokenDataset(tmp_path / "d", s)]
+    assert sorted(found) == sorted(names)
 
 
 def test_tokens_of_two_tokenizers_are_refused(tiny_model, folder, tmp_path):
@@ -132,6 +165,16 @@ def test_tokens_of_two_tokenizers_are_refused(tiny_model, folder, tmp_path):
 def test_tokens_without_a_tokenizer_are_refused(tmp_path):
     write_npy(tmp_path / "a.npy", np.zeros((4, 1), np.uint16))
     with pytest.raises(FileRefused, match="--format avq"):
+        prepare(tmp_path, tmp_path / "d")
+    (tmp_path / "a.npy").rename(tmp_path / "a.avq")
+    with pytest.raises(FileRefused, match="--format avq"):
+        prepare(tmp_path, tmp_path / "d")
+
+
+def test_tokens_of_several_rates_are_refused(tmp_path):
+    header = replace(started_model(TINY).header(4, 4 * 320), level_strides=(4, 2, 1, 1))
+    write_avq(tmp_path / "a.avq", np.zeros((4, 4), np.uint16), header)
+    with pytest.raises(FileRefused, match=r"several rates.*audiovq\.flatten"):
         prepare(tmp_path, tmp_path / "d")
 
 
@@ -163,6 +206,11 @@ def test_texts_are_read_from_a_table(tmp_path):
     path.write_text("path\ttext\na/b.flac\tx\nc/b.wav\ty\n")
     with pytest.raises(FileRefused, match="two texts for b"):
         read_texts(path)
+    path.write_text('path\ttext\na.wav\t"Oh, it is you\nb.wav\the said\nc.wav\tgood "day"\n')
+    assert read_texts(path) == {"a": '"oh, it is you', "b": "he said", "c": 'good "day"'}
+    path.write_text("path\ttext\na.wav\t" + "x" * 200_000 + "\n")
+    with pytest.raises(FileRefused, match="damaged after line"):
+        read_texts(path)
     path.write_text("path\twords\n")
     with pytest.raises(FileRefused, match="`path` and `text`"):
         read_texts(path)
@@ -179,13 +227,17 @@ def test_a_damaged_folder_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="split"):
         TokenDataset(tmp_path, "test")
     rows = (tmp_path / "train.jsonl").read_text()
-    for damaged in (rows + "{}\n", rows.replace('"frames"', '"frame"'), "x\n", rows + rows):
+    huge = rows + '{"name": "a", "frames": 1' + "0" * 30 + ', "text": null}\n'
+    for damaged in (rows + "{}\n", rows.replace('"frames"', '"frame"'), "x\n", rows + rows, huge):
         (tmp_path / "train.jsonl").write_text(damaged)
         with pytest.raises(FileRefused, match="prepare the folder again"):
             TokenDataset(tmp_path)
     (tmp_path / "train.jsonl").write_text(rows)
     data = (tmp_path / "train.npy").read_bytes()
-    for damaged in (b"", data[:50], data[:-10], b"x" + data):
+    zipped = io.BytesIO()
+    np.savez(zipped, data)
+    broken = data.replace(b"'fortran", b"(fortran", 1)
+    for damaged in (b"", data[:50], data[:-10], b"x" + data, zipped.getvalue(), broken):
         (tmp_path / "train.npy").write_bytes(damaged)
         with pytest.raises(FileRefused, match="prepare the folder again"):
             TokenDataset(tmp_path)

@@ -18,6 +18,7 @@ pytest.importorskip("lightning_fabric")
 from audiovq.files import FileRefused
 from audiovq.lm import LanguageModel, Sampling
 from audiovq.lm.model import DEFAULT_FOLDER
+from audiovq.lm.stage import load_stage
 from audiovq.lm.train import train
 
 HOP = 320
@@ -106,8 +107,10 @@ def test_what_is_longer_than_the_context_is_scored_in_parts(lm):
 
 
 def test_what_cannot_be_done_is_said(lm, speech, prompt):
-    with pytest.raises(ValueError, match=r"looks back at 63: cut it to \d s"):
+    with pytest.raises(ValueError, match=r"looks back at 63: cut it to [\d.]+ s") as refused:
         lm.continue_speech(speech, 1)
+    room = float(str(refused.value).rpartition("cut it to ")[2].removesuffix(" s."))
+    lm.continue_speech(speech[:, :, : round(room * 16_000)], 0.1)
     empty = speech[:, :, :0]
     for verb in (lm.score, lambda wav: lm.continue_speech(wav, 1), lambda wav: lm.say("it", wav)):
         with pytest.raises(ValueError, match="empty"):
@@ -127,6 +130,7 @@ def test_what_cannot_be_done_is_said(lm, speech, prompt):
     "change",
     [
         {"temperature": -1},
+        {"temperature": 1e-38},
         {"temperature": math.nan},
         {"top_p": 0},
         {"top_p": 1.5},
@@ -162,6 +166,14 @@ def test_a_model_of_another_tokenizer_is_refused(folder):
         LanguageModel.from_pretrained(folder, other)
 
 
+def test_a_tokenizer_of_several_rates_is_refused(folder):
+    codec = started_model(replace(TINY, level_strides=(2, 4, 1, 2)))
+    stage = load_stage(folder / "units")[0]
+    stage.vocabulary = replace(stage.vocabulary, fingerprint=codec.fingerprint)
+    with pytest.raises(FileRefused, match="several rates"):
+        LanguageModel(codec, stage, None)
+
+
 def test_damaged_folders_are_refused(folder, tiny_model, tmp_path):
     with pytest.raises(FileRefused, match="holds no language model"):
         LanguageModel.from_pretrained(tmp_path, tiny_model)
@@ -180,7 +192,21 @@ def test_damaged_folders_are_refused(folder, tiny_model, tmp_path):
         config.write_text(text)
         with pytest.raises(FileRefused, match=r"config|does not fit"):
             LanguageModel.from_pretrained(tmp_path / "lm", tiny_model)
-    config.write_text(good)
+    for stage, change in (
+        ("units", {"code_dim": math.inf}),
+        ("units", {"sizes": json.loads(good)["sizes"] | {"width": 32.0}}),
+        ("units", {"sizes": json.loads(good)["sizes"] | {"layers": True}}),
+        ("acoustic", {"vocabulary": json.loads(good)["vocabulary"] | {"n_q": 1}}),
+    ):
+        shutil.copytree(folder, tmp_path / "lm", dirs_exist_ok=True)
+        path = tmp_path / "lm" / stage / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(FileRefused, match="config"):
+            LanguageModel.from_pretrained(tmp_path / "lm", tiny_model)
+    shutil.copytree(folder / "acoustic", tmp_path / "lm/units", dirs_exist_ok=True)
+    with pytest.raises(FileRefused, match="units holds the stage acoustic"):
+        LanguageModel.from_pretrained(tmp_path / "lm", tiny_model)
+    shutil.copytree(folder, tmp_path / "lm", dirs_exist_ok=True)
     weights = tmp_path / "lm/units/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(FileRefused, match="damaged"):

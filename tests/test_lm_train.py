@@ -1,6 +1,7 @@
 """Laws of training the stages: what stops and resumes is what did not stop, and it learns."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_what_a_run_cannot_do_is_said(data, tiny_folder, tmp_path):
     train(recipe, tmp_path)
     with pytest.raises(FileRefused, match="--resume"):
         train(recipe, tmp_path)
+    shutil.copytree(tmp_path / "units", tmp_path / "model" / "units")
+    for path in (tmp_path / "model").rglob("checkpoint-*"):
+        path.unlink()  # a model is used without them, and still not to be lost
+    with pytest.raises(FileRefused, match="a run or a model"):
+        train(recipe, tmp_path / "model")
+    with_seed = replace(recipe, train=replace(recipe.train, seed=1 << 53))
+    train(with_seed, tmp_path / "seed")
     other = replace(recipe, sizes=replace(recipe.sizes, width=64))
     with pytest.raises(FileRefused, match=r"sizes\.width differ"):
         train(other, tmp_path, resume=True)
@@ -133,6 +141,7 @@ def test_there_are_recipes_of_both_stages():
         ("", "names no folder"),
         ('[stage]\ndata = "d"\nname = "words"', r'"units" or "acoustic"'),
         ('[stage]\ndata = "d"\n[sizes]\nwidth = 10', "multiple of twice"),
+        ('[stage]\ndata = "d"\n[card]\ndate = 2025-11-28', r"card\.date is a date"),
         ('[stage]\ndata = "d"\n[train]\nstep = 1', r'did you mean "train\.steps"'),
     ],
 )

@@ -21,6 +21,8 @@ from audiovq.lm.vocabulary import END, IGNORED, Vocabulary, read_vocabulary
 
 TRAIN, VALIDATION = "train", "validation"
 SPLITS = (TRAIN, VALIDATION)
+MOST_FRAMES = 1 << 48
+"""Of an utterance: what their sum holds."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,12 @@ class TokenDataset(Dataset[Utterance]):
         with refuse_unreadable(path):
             try:
                 self.codes = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (ValueError, EOFError) as error:
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # numpy lets through what Python's parser raises
                 raise FileRefused(f"{path} is damaged; prepare the folder again.") from error
+        if not isinstance(self.codes, np.ndarray):  # a zip of arrays
+            raise FileRefused(f"{path} is damaged; prepare the folder again.")
         self.rows = _read_rows(self.folder / f"{split}.jsonl")
         self.frames = np.array([row["frames"] for row in self.rows], dtype=np.int64)
         """Of each utterance."""
@@ -86,7 +92,7 @@ def _read_rows(path: Path) -> list[dict]:
     try:
         rows = [json.loads(line) for line in read_text(path).splitlines()]
         good = all(isinstance(row[key], kind) for row in rows for key, kind in kinds.items())
-        good = good and all(row["frames"] > 0 for row in rows)
+        good = good and all(0 < row["frames"] <= MOST_FRAMES for row in rows)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, FileRefused):
             raise

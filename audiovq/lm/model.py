@@ -13,7 +13,15 @@ from torch import Tensor
 from audiovq.files import FileRefused
 from audiovq.lm.acoustic import AcousticModel, AcousticWriter
 from audiovq.lm.sampling import Sampling
-from audiovq.lm.stage import ACOUSTIC_STAGE, CONFIG_FILE, STAGES, UNITS_STAGE, Stage, load_stage
+from audiovq.lm.stage import (
+    ACOUSTIC_STAGE,
+    CONFIG_FILE,
+    STAGES,
+    UNITS_STAGE,
+    Stage,
+    load_stage,
+    stage_name,
+)
 from audiovq.lm.units import UnitModel, generate
 from audiovq.lm.vocabulary import IGNORED, TEXT, UNITS, Vocabulary
 from audiovq.model import AudioVQ
@@ -105,7 +113,13 @@ class LanguageModel:
         stages: dict[str, Any] = {}
         for name in STAGES:
             if (folder / name / CONFIG_FILE).is_file():
-                stages[name] = load_stage(folder / name)[0].to(device)
+                stage = load_stage(folder / name)[0]
+                if stage_name(stage) != name:
+                    raise FileRefused(
+                        f"{folder / name} holds the stage {stage_name(stage)}; put it in a folder "
+                        "of that name."
+                    )
+                stages[name] = stage.to(device)
         if UNITS_STAGE not in stages:
             raise FileRefused(
                 f"{folder} holds no language model: {folder / UNITS_STAGE} has no {CONFIG_FILE}; "
@@ -129,11 +143,12 @@ class LanguageModel:
         codes = self._prompt(wav)
         tokens = self._units_after([], codes[0])
         if len(tokens) >= self.units.sizes.context:
-            rate = len(tokens) / (codes.shape[1] / self.vocabulary.frame_rate)
+            room = self.units.sizes.context - 1
+            frames = int(self.vocabulary.split(tokens[1:room])[1].sum())
+            seconds = math.floor(10 * frames / self.vocabulary.frame_rate) / 10
             raise ValueError(
-                f"the prompt has {len(tokens)} units, and the language model looks back at "
-                f"{self.units.sizes.context - 1}: cut it to "
-                f"{(self.units.sizes.context - 1) / rate:.0f} s."
+                f"the prompt has {len(tokens)} units, and the language model looks back at {room}: "
+                f"cut it to {seconds:g} s."
             )
         return self._speak(tokens, codes, self._frames(seconds), sampling, hear, keep=True)
 
@@ -304,4 +319,8 @@ def _refuse_other_tokens(vocabulary: Vocabulary, codec: AudioVQ) -> None:
             f"the language model knows the tokens of {vocabulary.tokenizer} "
             f"({vocabulary.fingerprint}), not those of {codec.name} ({codec.fingerprint}); name "
             "that tokenizer with --model, or train a language model on these tokens."
+        )
+    if codec.config.level_strides:
+        raise FileRefused(
+            f"{codec.name} has levels of several rates, which a language model does not draw."
         )

@@ -12,7 +12,14 @@ from pathlib import Path
 from numpy.lib import format as npy_format
 
 from audiovq.codes import TOKEN_SUFFIXES, Header, read_tokens
-from audiovq.files import FileRefused, atomic_output, files_below, read_text, refuse_existing
+from audiovq.files import (
+    FileRefused,
+    atomic_output,
+    files_below,
+    read_text,
+    refuse_existing,
+    refuse_unwritable,
+)
 from audiovq.lm.data import TRAIN, VALIDATION
 from audiovq.lm.vocabulary import (
     MAX_DURATION,
@@ -66,7 +73,9 @@ def prepare(
         raise ValueError(f"validation must be a share from 0 to below 1, not {validation}.")
     if speaker_from not in (None, *SPEAKER_RULES):
         raise ValueError(f"speaker_from must be parent or prefix, not {speaker_from!r}.")
-    refuse_existing(out / VOCABULARY_FILE, overwrite=overwrite)
+    written = [f"{split}.{kind}" for split in (TRAIN, VALIDATION) for kind in ("npy", "jsonl")]
+    for name in (VOCABULARY_FILE, *written):
+        refuse_existing(out / name, overwrite=overwrite)
     paths = _token_files(Path(tokens))
     headers = {name: _header(path) for name, path in paths.items()}
     first = _common(headers)
@@ -90,10 +99,13 @@ def prepare(
     train = {name: path for name, path in paths.items() if name not in chosen}
     if not train:
         raise ValueError(
-            f"validation {validation} leaves nothing to train on; take a smaller share."
+            f"validation {validation} leaves nothing to train on; give more files or speakers, or "
+            "--validation 0."
         )
     held_out = {name: paths[name] for name in paths if name in chosen}
     n_units = 0
+    with refuse_unwritable(out):
+        (out / VOCABULARY_FILE).unlink(missing_ok=True)  # a folder without one is not finished
     for split, part in ((TRAIN, train), (VALIDATION, held_out)):
         n_frames = sum(headers[name].n_frames for name in part)
         n_units += _write_split(out, split, part, said, vocabulary, n_frames)
@@ -129,24 +141,31 @@ def _write_split(
             codes.write(indices.astype("<u2").T.tobytes())
             n_units += len(vocabulary.of_units(indices[0]))
             row = {"name": name, "frames": indices.shape[1], "text": said.get(name)}
-            rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+            # In ASCII, which has all names, also those that are no UTF-8 or hold ends of lines.
+            rows.write(json.dumps(row) + "\n")
     return n_units
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
     """What is said in recordings, by their names without folders and suffixes, in `plain` form.
 
-    path: a tab-separated table with a header that has `path` and `text`. Rows without a text are
-    passed over. Raises `FileRefused` for another file, and for two texts of one name.
+    path: a tab-separated table without quoting, with a header that has `path` and `text`. Rows
+    without a text are passed over. Raises `FileRefused` for another file, and for two texts of one
+    name.
     """
-    table = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t")
-    if not {"path", "text"} <= set(table.fieldnames or ()):
-        raise FileRefused(f"{path} is no table of texts; its first line has `path` and `text`.")
+    # A quotation mark is one of the text: it may begin one and not end it.
+    lines = io.StringIO(read_text(path), newline="")
+    table = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     found: dict[str, str] = {}
-    for row in table:
-        name, text = Path(row["path"] or "").stem, plain(row["text"] or "")
-        if name and text and found.setdefault(name, text) != text:
-            raise FileRefused(f"{path} has two texts for {name}; names must differ.")
+    try:
+        if not {"path", "text"} <= set(table.fieldnames or ()):
+            raise FileRefused(f"{path} is no table of texts; its first line has `path` and `text`.")
+        for row in table:
+            name, text = Path(row["path"] or "").stem, plain(row["text"] or "")
+            if name and text and found.setdefault(name, text) != text:
+                raise FileRefused(f"{path} has two texts for {name}; names must differ.")
+    except csv.Error as error:
+        raise FileRefused(f"{path} is damaged after line {table.line_num}: {error}.") from error
     return found
 
 
@@ -157,9 +176,7 @@ def _token_files(folder: Path) -> dict[str, Path]:
     files = [path for path in files_below(folder) if path.suffix.lower() in TOKEN_SUFFIXES]
     plain_ones = [path for path in files if path.suffix.lower() != ".avq"]
     if plain_ones:
-        raise FileRefused(
-            f"{plain_ones[0]} does not say which tokenizer made it; encode with --format avq."
-        )
+        raise _says_no_tokenizer(plain_ones[0])
     if not files:
         raise FileRefused(f"{folder} holds no .avq files; audiovq encode --format avq writes them.")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
@@ -167,8 +184,13 @@ def _token_files(folder: Path) -> dict[str, Path]:
 
 def _header(path: Path) -> Header:
     header = read_tokens(path).header
-    assert header is not None  # .avq has one
+    if header is None:  # an array that is named .avq
+        raise _says_no_tokenizer(path)
     return header
+
+
+def _says_no_tokenizer(path: Path) -> FileRefused:
+    return FileRefused(f"{path} does not say which tokenizer made it; encode with --format avq.")
 
 
 def _common(headers: Mapping[str, Header]) -> Header:
@@ -182,7 +204,16 @@ def _common(headers: Mapping[str, Header]) -> Header:
                     f"{name} has {field} {other}, and the files before it {one}; keep tokens of "
                     "one tokenizer and of as many levels."
                 )
+    if first.level_strides:
+        raise FileRefused(
+            f"{next(iter(headers))} has levels of several rates, which audiovq lm does not model; "
+            "audiovq.flatten makes one sequence of them for a trainer of your own."
+        )
     return first
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _for_validation(names: Sequence[str], share: float, speaker_from: str | None) -> set[str]:
@@ -193,7 +224,7 @@ def _for_validation(names: Sequence[str], share: float, speaker_from: str | None
             return name.rpartition("/")[0]
         return re.split(r"[-_]", name.rpartition("/")[2])[0] if speaker_from else name
 
-    hashed = {group(name): hashlib.sha256(group(name).encode()).hexdigest() for name in names}
+    hashed = {group(name): _hash(group(name)) for name in names}
     groups = sorted(hashed, key=hashed.__getitem__)
     n_kept = 0 if not share else max(1, round(share * len(groups)))
     kept = set(groups[:n_kept])

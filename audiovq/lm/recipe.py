@@ -12,6 +12,7 @@ from audiovq.settings import (
     Rate,
     Share,
     Steps,
+    check_card,
     check_ranges,
     read_settings,
 )
@@ -81,6 +82,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("stage", "train"):
             check_ranges(getattr(self, name), name)
+        check_card(self.card)
         if not self.stage.data:
             raise ValueError("stage.data names no folder; audiovq lm prepare makes one.")
 

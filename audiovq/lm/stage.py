@@ -59,9 +59,15 @@ def load_stage(folder: Path) -> tuple[Stage, dict[str, Any]]:
         vocabulary = Vocabulary.from_dict(saved["vocabulary"])
         sizes = Sizes(**saved["sizes"])
         stage, card = saved["stage"], dict(saved["card"])
-        code_dim = int(saved.get("code_dim", 1))
+        whole = {name: value for name, value in asdict(sizes).items() if name != "dropout"}
+        code_dim = whole["code_dim"] = saved.get("code_dim", 1)
+        for name, value in whole.items():
+            if type(value) is not int:
+                raise ValueError(f"its {name} is no whole number")
         if stage not in STAGES or not 1 <= code_dim <= MOST_CODE_DIM:
             raise ValueError("it names no stage that there is")
+        if stage == ACOUSTIC_STAGE and vocabulary.n_q < 2:
+            raise ValueError("its tokens are units alone")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise FileRefused(f"{path} is not the config of a language model ({error}).") from error
 

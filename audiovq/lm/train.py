@@ -34,7 +34,7 @@ from audiovq.lm.data import (
     whole_units,
 )
 from audiovq.lm.recipe import Recipe
-from audiovq.lm.stage import UNITS_STAGE, Stage, save_stage
+from audiovq.lm.stage import UNITS_STAGE, WEIGHTS_FILE, Stage, save_stage
 from audiovq.lm.units import UnitModel
 from audiovq.lm.vocabulary import IGNORED, Vocabulary
 from audiovq.model import AudioVQ
@@ -153,7 +153,7 @@ class Run:
 
     def _train_step(self) -> None:
         settings, step = self.recipe.train, self.step
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # of the dropout
+        torch.manual_seed((settings.seed * 1_000_003 + step) % (1 << 63))  # of the dropout
         self.optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(self.recipe, step)
         batch = self.fabric.to_device(self.batches.batch(step))
         losses = stage_losses(self.module, batch)
@@ -301,8 +301,10 @@ def _batches(recipe: Recipe, data: TokenDataset) -> UnitBatches | CodeBatches:
 def _find_start(recipe: Recipe, folder: Path, *, resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from, or None to begin; raises `FileRefused`."""
     if not resume:
-        if newest_checkpoint(folder):
-            raise FileRefused(f"{folder} holds a run already; add --resume or name another folder.")
+        if newest_checkpoint(folder) or (folder / WEIGHTS_FILE).exists():
+            raise FileRefused(
+                f"{folder} holds a run or a model already; add --resume or name another folder."
+            )
         return None
     start = read_newest(folder, KINDS)
     if start is None:

@@ -1,6 +1,5 @@
 """Training recipes: TOML files read into typed settings, with clear errors."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +13,10 @@ from audiovq.settings import (
     Share,
     Steps,
     Weight,
+    check_card,
     check_ranges,
     read_settings,
 )
-
-DEEPEST_CARD = 16
-"""Sections and lists inside one another that a card may have."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,7 @@ class Recipe:
             check_ranges(getattr(self, name), name)
         for index, manifest in enumerate(data.train):
             check_ranges(manifest, f"data.train[{index}]")
-        _check_card(self.card, "card", DEEPEST_CARD)
+        check_card(self.card)
         if data.batch_size % train.devices:
             raise ValueError(
                 f"data.batch_size must be a multiple of train.devices ({train.devices}), "
@@ -276,24 +273,6 @@ class Recipe:
         """Frames of a crop, in whole groups of `level_strides`."""
         group = self.model.group_frames
         return round(self.data.crop_seconds * self.model.frame_rate / group) * group
-
-
-def _check_card(value: Any, where: str, deepest: int) -> None:
-    """Raise `ValueError` for what a model's card, which is JSON, cannot hold."""
-    if deepest < 0:
-        raise ValueError(f"{where[:40]}... is nested too deeply for a card.")
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_card(item, f"{where}.{name}", deepest - 1)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check_card(item, f"{where}[{index}]", deepest - 1)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} must be a finite number, not {value}.")
-    elif value is not None and not isinstance(value, str | int | float):
-        raise ValueError(
-            f'{where} is a {type(value).__name__}; a card holds text, so write "{value}".'
-        )
 
 
 def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
