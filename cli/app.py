@@ -40,6 +40,7 @@ EXTRAS = {
     "lightning_fabric": "train",
     "lhotse": "train",
     "tensorboard": "train",
+    "swift_f0": "train",
     "pesq": "eval",
     "pystoi": "eval",
     "speechmos": "eval",

@@ -185,7 +185,7 @@ def _tables(found: Any, *, per_file: bool) -> list[Table]:
             values = [row.values.get(name) for name in found.metrics]
             table.add_row(
                 plain(row.file),
-                row.system,
+                plain(row.system),
                 number(rate, ".2f"),
                 *(
                     "" if value is None else format_value(name, value)
@@ -205,7 +205,7 @@ def _tables(found: Any, *, per_file: bool) -> list[Table]:
                 cell += f"\n[dim]±{format_value(name, (mean.high - mean.low) / 2)}[/dim]"
             cells.append(cell)
         table.add_row(
-            summary.system,
+            plain(summary.system),
             number(None if summary.bitrate is None else summary.bitrate / 1000, ".2f"),
             number(summary.encode_speed, ".0f"),
             number(summary.decode_speed, ".0f"),

@@ -31,6 +31,16 @@ def test_what_does_not_change_is_its_own_average(module):
         assert torch.allclose(mean, own)
 
 
+def test_a_part_may_begin_anew(module):
+    average = Average(module, 0.9)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    average.restart("weight")
+    for name, parameter in module.named_parameters():
+        assert torch.equal(average.tensors[name], parameter) == ("weight" in name)
+
+
 @pytest.mark.parametrize(("step", "decay"), [(0, 0.1), (8, 0.5), (10_000, 0.9)])
 def test_early_on_the_average_is_short_and_later_as_long_as_was_asked_for(module, step, decay):
     fill(module, 1.0)

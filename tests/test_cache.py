@@ -59,7 +59,7 @@ def test_a_crop_has_the_codes_and_the_fundamental_of_its_own_frames(cuts, tmp_pa
         seed=0,
         tokens_folder=str(codes_folder(tmp_path, model)),
         n_codebooks=4,
-        pitch_folder=str(pitch_folder(tmp_path, 320)),
+        pitch_folder=str(pitch_folder(tmp_path, 320, 16_000)),
     )
     item = data[3]
     wav = torch.from_numpy(load_audio(next(c.path for c in cuts if c.id == item["id"]), 16_000))

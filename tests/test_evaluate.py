@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import stat
 from html.parser import HTMLParser
 from pathlib import Path
@@ -145,6 +146,15 @@ def test_a_model_is_run_at_each_number_of_levels(originals):
     assert row.n_bytes == len(file)
     assert row.encode_seconds > 0
     assert row.decode_seconds > 0
+
+
+def test_what_is_named_twice_is_measured_once(originals, tmp_path):
+    found = evaluate(originals, model=FakeModel(), n_q=[1, 1], metrics=["mel"], limit=1)
+    assert len(found.rows) == 1
+    shutil.copytree(originals, tmp_path / "original")
+    found = evaluate(originals, decoded=tmp_path / "original", metrics=["mel"])
+    assert {row.system for row in found.rows} == {"original (decoded)"}
+    assert found.summary()[0].metrics["mel"].mean == pytest.approx(0)
 
 
 def test_several_processes_find_the_same_as_one(originals):

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -396,6 +397,7 @@ def test_new_discriminators_have_a_head_start(recipe, tiny_folder, tmp_path):
     new = Run(changed, tmp_path / "new", Fabric(accelerator="cpu"))
     parts = {
         "generator": [f"generator.{name}" for name, _ in new.module.named_parameters()],
+        "codebooks": [name for name in new._tensors() if ".codebooks." in name],
         "discriminator": [name for name in new._tensors() if name.startswith("discriminator")],
     }
     train(changed, tmp_path / "run")
@@ -407,7 +409,44 @@ def test_new_discriminators_have_a_head_start(recipe, tiny_folder, tmp_path):
         {part for part, names in parts.items() if any(not a[n].equal(b[n]) for n in names)}
         for a, b in pairwise(stages)
     ]
-    assert moved == [{"discriminator"}, {"generator", "discriminator"}]
+    assert moved == [{"discriminator"}, set(parts)]
+    lines = {line["step"]: line for line in metrics(tmp_path / "run") if "discriminator" in line}
+    assert lines[2]["audio_seconds_per_second"] > 0
+    assert lines[2]["learning_rate"] == 0 < lines[4]["learning_rate"]
+
+
+def test_a_run_that_never_has_discriminators_may_go_on_without(recipe, tmp_path):
+    never = replace(recipe.train, steps=4, adversarial_from=4)
+    train(replace(recipe, train=never), tmp_path / "run")
+    longer = replace(never, steps=5, adversarial_from=5)
+    train(replace(recipe, train=longer), tmp_path / "run", resume=True)
+    assert "discriminator" not in metrics(tmp_path / "run")[-1]
+    with pytest.raises(FileRefused, match=r"train\.adversarial_from is 5"):
+        early = replace(longer, steps=6, adversarial_from=4)
+        train(replace(recipe, train=early), tmp_path / "run", resume=True)
+
+
+def test_what_is_found_by_ids_is_there_and_one_recording_s(recipe, manifest, tmp_path):
+    for name in ("teacher_folder", "labels_folder"):
+        data = replace(recipe.data, **{name: str(tmp_path / "none")})
+        with pytest.raises(FileRefused, match=f"data.{name} is .*no .npy files"):
+            make_dataset(replace(recipe, data=data), None, None)
+    (cut, *_) = CutSet.from_file(manifest)
+    other = MonoCut(id=cut.id, start=0.5, duration=1, channel=0, recording=cut.recording)
+    CutSet.from_cuts([other]).to_file(tmp_path / "other.jsonl.gz")
+    both = (ManifestSettings(str(manifest)), ManifestSettings(str(tmp_path / "other.jsonl.gz")))
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    data = replace(recipe.data, train=both, labels_folder=str(tmp_path))
+    with pytest.raises(FileRefused, match=f"have one id, {cut.id}"):
+        make_dataset(replace(recipe, data=data), None, None)
+
+
+def test_an_accelerator_that_is_not_there_is_one_sentence(recipe, tmp_path):
+    if torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    missing = replace(recipe, train=replace(recipe.train, accelerator="mps"))
+    with pytest.raises(ValueError, match=r'train\.accelerator "mps" .* set train.accelerator to'):
+        train(missing, tmp_path / "run")
 
 
 def test_a_decoder_that_learns_alone_keeps_the_tokens(recipe, tiny_folder, speech, tmp_path):

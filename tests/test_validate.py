@@ -4,8 +4,23 @@ import math
 
 import pytest
 import torch
+from lhotse import CutSet, MonoCut, Recording
+from tiny import EXAMPLES
 
-from audiovq.training.validate import DISTILLMOS_RATE, _distillmos
+from audiovq.training.losses import MelLoss
+from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe
+from audiovq.training.validate import DISTILLMOS_RATE, _distillmos, validation_clips
+
+
+def test_a_clip_that_is_too_short_for_a_window_goes_on_in_silence(tmp_path):
+    recording = Recording.from_file(EXAMPLES[0])
+    cut = MonoCut(id="short", start=0.5, duration=0.02, channel=0, recording=recording)
+    CutSet.from_cuts([cut]).to_file(tmp_path / "short.jsonl.gz")
+    data = DataSettings(
+        train=(ManifestSettings("t.jsonl"),), validation=str(tmp_path / "short.jsonl.gz")
+    )
+    (clip,) = validation_clips(Recipe(data=data))
+    assert (MelLoss(16_000)(clip, 0.5 * clip) > 0).all()
 
 
 @torch.no_grad()

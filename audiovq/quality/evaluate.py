@@ -72,7 +72,8 @@ def evaluate(
 
     Raises `FileRefused` when there is nothing to measure, `ValueError` for a bad argument.
     """
-    levels = [model.check_n_q(k) for k in n_q] if model is not None else []
+    # Twice the same would count every file twice.
+    levels = list(dict.fromkeys(model.check_n_q(k) for k in n_q)) if model is not None else []
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}.")
     if texts is not None and asr is None:
@@ -142,6 +143,8 @@ def _original() -> _Source:
 
 def _decoded(root: Path, files: list[Path], decoded: Path, notes: list[str]) -> _Source:
     matches, system = match_decoded(root, files, decoded, notes), decoded.name or "decoded"
+    if system == ORIGINAL:  # which has no measures against itself
+        system = f"{system} (decoded)"
 
     def clips(path: Path, wav: np.ndarray) -> Iterator[Clip]:
         if path in matches:
@@ -191,7 +194,7 @@ def _usable_peers(peers: Sequence[str], notes: list[str]) -> list[str]:
             notes.append(absent)
         else:
             usable.append(peer.name)
-    return usable
+    return list(dict.fromkeys(usable))
 
 
 def _undefined(found: Evaluation) -> Iterator[str]:

@@ -26,9 +26,11 @@ class Average:
         torch._foreach_lerp_(list(self.tensors.values()), parameters, 1 - decay)
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """Begin anew with the parameters as they are."""
-        torch._foreach_copy_(list(self.tensors.values()), list(self.module.parameters()))
+    def restart(self, part: str = "") -> None:
+        """Begin anew with the parameters as they are, those with `part` in their names."""
+        for name, parameter in self.module.named_parameters():
+            if part in name:
+                self.tensors[name].copy_(parameter)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

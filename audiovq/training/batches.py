@@ -1,6 +1,7 @@
 """Batches of a run: its crops, read by processes of their own, step after step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from audiovq.files import FileRefused
 from audiovq.interrupt import leave_to_parent
 from audiovq.model import AudioVQ
 from audiovq.training.cache import codes_folder, fill_codes, fill_pitch, pitch_folder
-from audiovq.training.data import Corpus, CropDataset, StepBatches, read_manifest
+from audiovq.training.data import Corpus, CropDataset, Cut, StepBatches, read_manifest
 from audiovq.training.recipe import Recipe
 
 
@@ -21,12 +22,13 @@ def make_dataset(recipe: Recipe, model: AudioVQ, fabric: Fabric) -> CropDataset:
     data, config = recipe.data, recipe.model
     corpora = [Corpus(read_manifest(manifest.path), manifest.weight) for manifest in data.train]
     cuts = [cut for corpus in corpora for cut in corpus.cuts]
+    _check_features(recipe, cuts)
     tokens = pitch = ""
     if data.cache_folder:
         if recipe.train.learn == "decoder":
             tokens = str(codes_folder(data.cache_folder, model))
         if config.source_channels and recipe.train.learn != "units":
-            pitch = str(pitch_folder(data.cache_folder, config.hop_length))
+            pitch = str(pitch_folder(data.cache_folder, config.hop_length, config.sample_rate))
         if fabric.is_global_zero:
             if tokens:
                 fill_codes(model, cuts, data.cache_folder)
@@ -50,6 +52,27 @@ def make_dataset(recipe: Recipe, model: AudioVQ, fabric: Fabric) -> CropDataset:
         pitch_folder=pitch,
         augment_share=data.augment_share,
     )
+
+
+def _check_features(recipe: Recipe, cuts: Sequence[Cut]) -> None:
+    """Raise `FileRefused` when what is found by a recording's id is not there, or another's."""
+    data = recipe.data
+    for name in ("teacher_folder", "labels_folder"):
+        folder = getattr(data, name)
+        if folder and next(Path(folder).rglob("*.npy"), None) is None:
+            raise FileRefused(
+                f"data.{name} is {folder}, which holds no .npy files; make them or leave it out."
+            )
+    if not (data.cache_folder or data.teacher_folder or data.labels_folder):
+        return
+    known: dict[str, Cut] = {}
+    for cut in cuts:
+        other = known.setdefault(cut.id, cut)
+        if other != cut:
+            raise FileRefused(
+                f"{cut.path} and {other.path} have one id, {cut.id}, by which features and caches "
+                "are found; prepare them in one folder, or rename one."
+            )
 
 
 def batches_from(

@@ -4,7 +4,7 @@ A cache is a folder of `.npy` files, a row a frame, named after the recordings' 
 
     codes-FINGERPRINT/ID.npy    uint16 [T, n_codebooks], the codes of that model
     pitch-HOP/ID.npy            float32 [T], the fundamental in Hz at the end of each frame of HOP
-                                samples, 0 where there is none
+                                samples, 0 where there is none; pitch-HOP-RATE unless at 16 kHz
 
 Files that are there already stay: a cache that was broken off goes on where it stopped.
 """
@@ -36,9 +36,10 @@ def codes_folder(cache: str | Path, model: AudioVQ) -> Path:
     return Path(cache) / f"codes-{model.fingerprint}"
 
 
-def pitch_folder(cache: str | Path, hop_length: int) -> Path:
+def pitch_folder(cache: str | Path, hop_length: int, sample_rate: int) -> Path:
     """Where a cache has the fundamentals for a hop of so many samples."""
-    return Path(cache) / f"pitch-{hop_length}"
+    rate = "" if sample_rate == TRACKER_RATE else f"-{sample_rate}"
+    return Path(cache) / f"pitch-{hop_length}{rate}"
 
 
 def fill_codes(model: AudioVQ, cuts: Sequence[Cut], cache: str | Path) -> None:
@@ -55,7 +56,7 @@ def fill_codes(model: AudioVQ, cuts: Sequence[Cut], cache: str | Path) -> None:
 def fill_pitch(cuts: Sequence[Cut], sample_rate: int, hop_length: int, cache: str | Path) -> None:
     """Track the fundamental of the recordings that a cache does not have yet."""
     _fill(
-        pitch_folder(cache, hop_length),
+        pitch_folder(cache, hop_length, sample_rate),
         cuts,
         sample_rate,
         lambda wav: fundamental(wav, sample_rate, hop_length),

@@ -21,12 +21,18 @@ def launch(recipe: Recipe) -> Fabric:
         broadcast_buffers=False,  # the codebooks keep themselves equal
         find_unused_parameters=recipe.model.codebook == "gradient",
     )
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy=ddp if settings.devices > 1 else "auto",
-        precision=precision,  # type: ignore[arg-type]
-    )
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy=ddp if settings.devices > 1 else "auto",
+            precision=precision,  # type: ignore[arg-type]
+        )
+    except Exception as error:  # RuntimeError, MisconfigurationException
+        raise ValueError(
+            f'train.accelerator "{settings.accelerator}" with train.devices {settings.devices} '
+            'cannot be had here; set train.accelerator to "auto" and train.devices to 1.'
+        ) from error
     fabric.launch()
     torch.set_num_threads(threads)
     if fabric.is_global_zero:

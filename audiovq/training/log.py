@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audiovq.health import COLLAPSED, CodebookHealth, codebook_health
 from audiovq.runs import Metrics
-from audiovq.training.optimizers import schedule
+from audiovq.training.optimizers import generator_first, schedule
 from audiovq.training.recipe import Recipe
 
 logger = logging.getLogger("audiovq.train")
@@ -103,12 +103,15 @@ class RunLog:
 
     def _values(self, window: Window, step: int, elapsed: float) -> dict[str, Any]:
         data, train = self.recipe.data, self.recipe.train
-        n_steps = len(window.losses.get("gradient_norm", []))
+        # Where the discriminators alone learn, there is no gradient of the generator.
+        n_steps = max(len(window.losses.get(k, [])) for k in ("gradient_norm", "discriminator"))
+        done = max(0, step - 1)
         values: dict[str, Any] = {
             name: float(np.mean(losses)) for name, losses in window.losses.items()
         }
         values |= {
-            "learning_rate": train.learning_rate * schedule(self.recipe, step),
+            "learning_rate": train.learning_rate
+            * schedule(self.recipe, done, generator_first(self.recipe, done)),
             "audio_seconds_per_second": data.batch_size * data.crop_seconds * n_steps / elapsed,
             "data_wait_share": window.waited / elapsed,
             "skipped_steps": window.skipped,

@@ -240,10 +240,13 @@ class Run:
         if recipe.train.learn == "units" and "clean" in batch:
             batch, levels = both_views(batch), levels.repeat(2)
         waits = step < generator_first(recipe, step)
+        if waits:
+            self.model.quantizer.eval()  # its codebooks wait too
         with torch.set_grad_enabled(not waits):
             output = self.generator(batch["wav"], levels, self.quantize, batch.get("tokens"))
         losses, gradient = self._judge_sound(output.get("wav"), batch["wav"])
         if waits:
+            self._train_mode()
             self.log.record(losses, output)
             return
         if self.reference is not None:
@@ -324,6 +327,7 @@ class Run:
         """k-means starts of all codebooks."""
         torch.manual_seed(step_seed(self.recipe, self.step))
         start_codebooks(self.model, self.dataset, self.fabric)
+        self.average.restart(".codebooks.")
         self.quantize = True
         self.log.say("The quantizer is on: every codebook started from k-means.")
 

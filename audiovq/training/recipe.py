@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from audiovq.config import ModelConfig
+from audiovq.hearing import LONGEST_WINDOW
 from audiovq.settings import (
     Choice,
     Count,
@@ -211,9 +212,12 @@ class Recipe:
                 'train.learn = "decoder" leaves the units as they are; leave out '
                 "data.teacher_folder and data.labels_folder."
             )
-        if self.loss.agreement and not (train.learn == "units" and self.loss.consistency):
+        if self.loss.agreement and not (
+            train.learn == "units" and self.loss.consistency and data.augment_share
+        ):
             raise ValueError(
-                'loss.agreement needs train.learn = "units" and loss.consistency; set it to 0.'
+                'loss.agreement needs train.learn = "units", loss.consistency and '
+                "data.augment_share; set it to 0."
             )
         if train.learn == "units" and not (train.initial_model and self.model.level_frames):
             raise ValueError(
@@ -256,10 +260,29 @@ class Recipe:
                 f"train.steps ({train.steps}), or the run ends before it has codebooks; a quarter "
                 f"is usual: train.autoencoder_steps={train.steps // 4}."
             )
+        if train.discriminator_head_start:
+            first = train.adversarial_from + train.discriminator_head_start
+            if train.learn == "units":
+                raise ValueError(
+                    "train.discriminator_head_start is of discriminators, which "
+                    'train.learn = "units" does without; set it to 0.'
+                )
+            if train.adversarial_from < train.steps <= first:
+                raise ValueError(
+                    f"train.adversarial_from and train.discriminator_head_start are {first} steps "
+                    f"together and must be fewer than train.steps ({train.steps}), or the "
+                    "generator never learns again."
+                )
         if self.crop_frames < 1:
             raise ValueError(
                 f"data.crop_seconds must be at least one frame, or one group of "
                 f"model.level_strides, not {data.crop_seconds}."
+            )
+        half = LONGEST_WINDOW // 2
+        if train.learn != "units" and self.crop_frames * self.model.hop_length <= half:
+            raise ValueError(
+                f"data.crop_seconds must be more than {half / self.model.sample_rate:g}, half of "
+                f"the longest window of the mel distance, not {data.crop_seconds}."
             )
         has_targets = data.teacher_folder or data.labels_folder
         if has_targets and self.loss.unit_shift >= self.crop_frames:

@@ -13,7 +13,7 @@ from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
 from audiovq.training.checkpoint import Checkpoint, newest_checkpoint, read_newest
 from audiovq.training.data import CropDataset
-from audiovq.training.recipe import Recipe
+from audiovq.training.recipe import Recipe, TrainSettings
 from audiovq.training.run_files import differences, saved_recipe
 
 logger = logging.getLogger("audiovq.train")
@@ -42,7 +42,12 @@ def find_start(
     _refuse_other_model(start, recipe)
     saved = saved_recipe(out)
     changed = [] if saved is None else differences(saved, recipe)
-    grave = [str(change) for change in changed if not change.harmless]
+    grave = [
+        str(change)
+        for change in changed
+        if not change.harmless
+        and not (change.name == "train.adversarial_from" and _never(saved, recipe))
+    ]
     if grave and not accept_changes:
         raise FileRefused(
             f"{out} had another recipe: {'; '.join(grave)}; leave out what differs, or "
@@ -51,6 +56,15 @@ def find_start(
     for change in changed:
         logger.info("Changed: %s.", change)
     return start
+
+
+def _never(saved: dict[str, Any] | None, recipe: Recipe) -> bool:
+    """Whether a run had no discriminators and is to have none."""
+    before = asdict(TrainSettings()) | ((saved or {}).get("train") or {})
+    return bool(
+        before["adversarial_from"] >= before["steps"]
+        and recipe.train.adversarial_from >= recipe.train.steps
+    )
 
 
 def _refuse_other_model(start: Checkpoint, recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audiovq.hearing import LONGEST_WINDOW
 from audiovq.model import AudioVQ
 from audiovq.training.data import read_crop, read_manifest
 from audiovq.training.losses import MelLoss
@@ -36,7 +37,8 @@ def validation_clips(recipe: Recipe) -> list[Tensor]:
     cuts = read_manifest(recipe.data.validation)[: recipe.data.validation_clips]
     clips = []
     for cut in cuts:
-        n_samples = max(1, int(min(cut.duration, LONGEST_SECONDS) * rate))
+        # The mel distance needs half a window; what is not there is silence.
+        n_samples = max(LONGEST_WINDOW // 2 + 1, int(min(cut.duration, LONGEST_SECONDS) * rate))
         wav = read_crop(cut.path, round(cut.start * rate), n_samples, rate)
         clips.append(torch.from_numpy(wav)[None, None])
     return clips
