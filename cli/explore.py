@@ -64,7 +64,7 @@ def explore(
     if not source.is_dir():
         raise FileRefused(f"{source} is no folder; name a folder of tokens or of recordings.")
     lag = _shift(shift, aligned=alignments is not None)
-    made_of = [path for path in (source, audio, alignments) if path is not None]
+    made_of = [path for path in (source, audio, alignments, against) if path is not None]
     with (
         page_folder(out, GENERATOR, sources=made_of, overwrite=force) as folder,
         _Bar(quiet) as bar,

@@ -113,8 +113,9 @@ def test_a_second_run_does_what_is_missing_and_nothing_else(undisturbed, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in out.glob("shard-*")} == before
     (out / "shard-000002.parquet").unlink()
     layout.entry_path(out, 3).unlink()
+    os.truncate(out / "shard-000001.parquet", 2_000)
     progress = run(out)
-    assert sum(load.shards for load in progress.workers.values()) == 2
+    assert sum(load.shards for load in progress.workers.values()) == 3
     assert progress.encoded == 21
     assert shards(out) == shards(undisturbed)
 
@@ -216,6 +217,14 @@ def test_two_rows_with_one_id_are_refused_before_the_work(tmp_path):
     with pytest.raises(FileRefused, match=r"one id: 'r1' \(1.wav and other.wav\)"):
         run(tmp_path / "out", rows)
     assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_a_refused_name_may_hold_any_end_of_line(tmp_path):
+    """Also those that only Python's splitlines() takes for one."""
+    run(
+        tmp_path / "out", [Row("a", "a.wav", stamp="1:1"), Row("w\u2028 bad", "b.wav", stamp="1:1")]
+    )
+    assert verify(tmp_path / "out") == []
 
 
 def test_a_source_without_recordings_is_refused(tmp_path):

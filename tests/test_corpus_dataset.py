@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from torch.utils.data import DataLoader
 
 pytest.importorskip("pyarrow", reason="needs the extra corpus")
@@ -16,10 +17,12 @@ import pyarrow.parquet as pq
 from fake_corpus import SETTINGS, FakeLoader, codes_of, fake_rows, run
 
 from audiovq import read_tokens
-from audiovq.corpus import TokenDataset, TokenStream, collate
+from audiovq.corpus import TokenDataset, TokenStream, collate, encode
 from audiovq.corpus.export import export_datasets, export_lhotse, export_npy, export_text
 from audiovq.corpus.layout import read_corpus
+from audiovq.corpus.rows import Row
 from audiovq.corpus.shards import tar_records
+from audiovq.corpus.sources import Source
 from audiovq.corpus.statistics import NGrams, statistics
 from audiovq.files import FileRefused
 from audiovq.segment import run_lengths
@@ -272,6 +275,24 @@ def test_lhotse_cuts_load_their_codes(corpus, tmp_path):
     cuts = [*lhotse.CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz")]
     assert [cut.id for cut in cuts] == WANTED
     np.testing.assert_array_equal(cuts[5].load_codes(), codes_of(WANTED[5]).T)
+
+
+def test_lhotse_cuts_are_of_the_channel_that_was_encoded(tmp_path):
+    lhotse = pytest.importorskip("lhotse", reason="needs the extra train")
+    frames = {name: codes_of(name).shape[1] for name in ("left", "right", "mean")}
+    wav = np.zeros((320 * max(frames.values()), 2), np.float32)
+    wav[:, 1] = 0.5
+    soundfile.write(tmp_path / "call.wav", wav, 16_000)
+    channels = {"left": 0, "right": 1, "mean": None}
+    rows = [
+        Row(name, "call.wav", start=0.0, channel=channel, stamp="1:1")
+        for name, channel in channels.items()
+    ]
+    encode.run(Source(str(tmp_path), lambda: iter(rows)), tmp_path / "c", SETTINGS, FakeLoader())
+    export_lhotse(tmp_path / "c", tmp_path / "cuts")
+    cuts = {cut.id: cut for cut in lhotse.CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz")}
+    assert [cuts[name].load_audio().mean() for name in ("left", "right")] == [0, 0.5]
+    assert cuts["mean"].recording is None
 
 
 def test_statistics_count_what_is_there(corpus):

@@ -1,7 +1,9 @@
 """What corpora are made of: every kind of source gives the same rows, and bad ones a reason."""
 
+import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -211,6 +213,30 @@ def test_tars_give_their_members_with_what_stands_beside_them(folder, sounds, tm
     shutil.move(tmp_path / "s.tar", folder / "tars" / "s.tar")
     (folder / "a.wav").unlink()
     assert [row.id for row in rows_of(folder)][:3] == ["b", "c/d", "a"]
+    assert [row.id for row in rows_of(folder, prefix_ids=True)][2:] == [
+        f"tars/s/{name}" for name in NAMES
+    ]
+
+
+def test_odd_members_of_tars_are_passed_over_or_named(folder, tmp_path):
+    wav = (folder / "a.wav").read_bytes()
+    odd = {"._0.wav": b"\0" * 9, "0.wav": wav, "0.json": b'{"text": "ha \\ud83d"}', "1.wav": wav}
+    tar(tmp_path / "mac.tar", odd)
+    assert [(row.id, row.text) for row in rows_of(tmp_path / "mac.tar")] == [
+        ("0", "ha \\ud83d"),
+        ("1", None),
+    ]
+    with tarfile.open(
+        tmp_path / "latin.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as file:
+        for name in ("caf\xe9.wav", "plain.wav"):
+            info = tarfile.TarInfo(name)
+            info.size = len(wav)
+            file.addfile(info, io.BytesIO(wav))
+    problem, row = open_sources([tmp_path / "latin.tar"]).walk()
+    assert isinstance(problem, Problem)
+    assert "not UTF-8" in problem.why
+    assert row.id == "plain"
 
 
 def test_a_tar_with_a_broken_member_gives_what_is_before_it(folder, sounds, tmp_path):
@@ -256,6 +282,11 @@ def test_lhotse_cuts_are_read_as_files_or_by_lhotse(folder, sounds, tmp_path):
     np.testing.assert_allclose(found["whole"], sounds["a"], atol=1 / 32768)
     np.testing.assert_allclose(found["part"], sounds["b"][8_000:12_000], atol=1 / 32768)
     assert found["mixed"].shape == (24_000,)
+    manifest = gzip.decompress(path.read_bytes()).decode().replace(f"{folder}{os.sep}", "")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "cuts.jsonl").write_text(manifest)  # its paths are relative
+    again = heard(tmp_path / "elsewhere" / "cuts.jsonl", audio_root=folder)
+    assert all((again[name] == wav).all() for name, wav in found.items())
 
 
 def test_datasets_on_disk_give_their_audio(folder, sounds, tmp_path):

@@ -1,9 +1,11 @@
 """Counting codes, choosing stretches, mapping, tokens beside others; ways between sounds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from tiny import TINY
+from tiny import TINY, started_model
 
 from audiovq.exploration.against import set_against
 from audiovq.exploration.corpus import (
@@ -19,6 +21,7 @@ from audiovq.exploration.facts import code_facts, nearest_codes, places_of
 from audiovq.exploration.interpolate import align, interpolate, path_frames
 from audiovq.exploration.sounds import ALONE_FRAMES, alone, neutral_codes
 from audiovq.files import FileRefused
+from audiovq.flatten import compact
 
 pytest.importorskip("sklearn")
 
@@ -28,6 +31,17 @@ def recordings(rng) -> dict[str, Recording]:
     lengths = (50, 1, 33, 7)
     codes = [np.repeat(rng.integers(0, 20, (2, n)), 2, axis=1)[:, :n] for n in lengths]
     return {f"r{i}": Recording(c.astype("u2"), c.shape[1] * 320) for i, c in enumerate(codes)}
+
+
+@pytest.mark.parametrize("strides", [(), (2, 4, 1, 2), (1, 2, 2, 2)])
+def test_models_of_several_rates_are_interpolated(strides):
+    model = started_model(replace(TINY, level_strides=strides))
+    a, b = (torch.randn(1, 1, n) * 0.1 for n in (9 * 320, 5_001))
+    for n_q in (None, 1):
+        steps = interpolate(model, a, b, [0, 0.3, 1], n_q=n_q)
+        for step in steps:
+            compact(step.codes.indices[0].numpy(), step.codes.level_strides)  # or it refuses
+            assert torch.isfinite(model.decode(step.codes)).all()
 
 
 def test_runs_are_the_codes_of_the_recordings_and_nothing_else(recordings):

@@ -62,6 +62,9 @@ def test_audio_is_found_by_name(tmp_path: Path) -> None:
         find_audio(tmp_path, ["u1", "u3"])
     with pytest.raises(FileRefused, match="no folder"):
         find_audio(tmp_path / "none")
+    (tmp_path / "a/u1.flac").touch()
+    with pytest.raises(FileRefused, match=r"u1\.wav and u1\.flac have one name"):
+        find_audio(tmp_path)
 
 
 @pytest.mark.parametrize(("shift", "want"), [(0, [1, 2, 3, 4]), (1, [2, 3, 4]), (-1, [1, 1, 2, 3])])

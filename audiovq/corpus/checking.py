@@ -67,7 +67,10 @@ def _wrong_with(
         yield f"{name} has {n_bytes} bytes; its entry says {entry.bytes}."
         return
     if sha256 != entry.sha256:
-        yield f"{name} is damaged: its checksum is another one than when it was written."
+        yield (
+            f"{name} is damaged: its checksum is another one than when it was written; delete it "
+            "and run the same `audiovq corpus encode` again."
+        )
         return
     if plan is not None:
         try:

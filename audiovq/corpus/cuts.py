@@ -60,7 +60,7 @@ def _row(cut: Any, manifest: Path, root: str) -> Row:
         and recording.sources[0].type == "file"
     )
     if not plain:
-        as_json = json.dumps(cut.to_dict(), sort_keys=True)
+        as_json = json.dumps(cut.with_recording_path_prefix(root).to_dict(), sort_keys=True)
         return Row(cut.id, str(manifest), kind="cut", part=as_json, **known)
     path = os.path.normpath(os.path.join(root, recording.sources[0].source))
     # A whole file is read as one, so that no rounding of its length has a say.

@@ -1,5 +1,6 @@
 """Corpora in other tools' forms."""
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from typing import Any
 from audiovq.codes import write_npy
 from audiovq.corpus.dataset import Example, Groups
 from audiovq.corpus.layout import read_corpus, read_index
+from audiovq.corpus.planning import read_plan
+from audiovq.corpus.rows import Row
 from audiovq.files import FileRefused, atomic_output, refuse_existing, refuse_unwritable
 from audiovq.segment import to_text
 
@@ -114,14 +117,16 @@ def export_lhotse(
     with refuse_unwritable(out):
         out.mkdir(parents=True, exist_ok=True)
 
+    planned = functools.lru_cache(maxsize=1)(_planned)  # groups of a shard follow each other
+
     def cuts(storage: Any) -> Iterator[Any]:
         n = 0
         for number in range(len(groups.places)):
-            places = _places(groups, number)
-            for example, (source, start) in zip(groups.read(number), places):
+            rows = planned(groups.folder, groups.places[number][0])
+            for example in groups.read(number):
                 n += 1
                 key = f"{n % 1000:03d}-{n}"  # its first three characters are a folder
-                cut = _cut(example, source, start, corpus.root, groups.settings.sample_rate)
+                cut = _cut(example, rows[example.id], corpus.root, groups.settings.sample_rate)
                 cut.codes = storage.store_array(
                     key=key,
                     value=example.codes.T,
@@ -146,26 +151,29 @@ def export_lhotse(
             named.unlink(missing_ok=True)
 
 
-def _places(groups: Groups, number: int) -> list[tuple[str, float | None]]:
-    """Source and start of the recordings of a row group."""
-    from audiovq.corpus.shards import open_shard
-
-    name, group = groups.places[number]
-    with open_shard(groups.folder / name) as file:
-        table = file.read_row_group(group, ["source", "start"], use_threads=False)
-    return [*zip(table["source"].to_pylist(), table["start"].to_pylist())]
+def _planned(folder: Path, shard: str) -> dict[str, Row]:
+    """The rows of a shard's plan by their ids: shards say neither kind nor channel."""
+    return {row.id: row for row in read_plan(folder, int(Path(shard).stem.rpartition("-")[2]))}
 
 
-def _cut(example: Example, source: str, start: float | None, root: str, sample_rate: int) -> Any:
+def _cut(example: Example, row: Row, root: str, sample_rate: int) -> Any:
     from lhotse import MonoCut, Recording, SupervisionSegment
 
     duration = example.n_samples / sample_rate
-    path = os.path.join(root, source)
-    recording = Recording.from_file(path) if os.path.isfile(path) else None
+    start, path = row.start or 0.0, os.path.join(root, row.source)
+    recording = None
+    if row.kind == "file" and os.path.isfile(path):
+        recording = Recording.from_file(path)
+    if recording is not None and row.channel is None and recording.num_channels > 1:
+        recording = None  # the codes are of the mean of its channels, which no cut of one has
     if recording is not None:
-        duration = min(duration, recording.duration - (start or 0.0))
+        duration = min(duration, recording.duration - start)
     cut = MonoCut(
-        id=example.id, start=start or 0.0, duration=duration, channel=0, recording=recording
+        id=example.id,
+        start=start,
+        duration=duration,
+        channel=row.channel or 0,
+        recording=recording,
     )
     if example.text or example.speaker:
         cut.supervisions = [

@@ -192,8 +192,13 @@ def read_entry(out: Path, shard: int) -> Entry | None:
 
 def done_entry(out: Path, corpus: Corpus, shard: int) -> Entry | None:
     """The entry of a shard that is there, whole, and of what is planned; else None."""
+    return whole_entry(out, shard, corpus.digests[shard])
+
+
+def whole_entry(out: Path, shard: int, digest: str) -> Entry | None:
+    """The entry of a shard of that digest whose file is there in its size; else None."""
     entry = read_entry(out, shard)
-    if entry is None or entry.digest != corpus.digests[shard]:
+    if entry is None or entry.digest != digest:
         return None
     try:
         size = (out / entry.file).stat().st_size
@@ -210,7 +215,7 @@ def read_index(out: str | Path) -> list[Entry]:
     path, corpus = Path(out) / INDEX_FILE, read_corpus(out)
     if path.exists():
         try:
-            entries = [Entry.from_json(line) for line in read_text(path).splitlines()]
+            entries = [Entry.from_json(line) for line in read_text(path).split("\n") if line]
         except (ValueError, KeyError, TypeError) as error:
             raise FileRefused(
                 f"{path} is damaged; run the same `audiovq corpus encode` again, which writes it."

@@ -56,7 +56,7 @@ def open_sources(
     paths = [Path(os.path.abspath(name)) for name in names]
     if not paths:
         raise ValueError("there are no sources; give at least one.")
-    parts = [_open(path, columns or {}, audio_root) for path in paths]
+    parts = [_open(path, columns or {}, audio_root, prefix_ids) for path in paths]
     folders = [path if path.is_dir() and not _is_dataset(path) else path.parent for path in paths]
     if audio_root is not None:
         folders.append(Path(os.path.abspath(audio_root)))
@@ -66,9 +66,21 @@ def open_sources(
         for path, rows in zip(paths, parts):
             prefix = f"{path.name.partition('.')[0]}/" if prefix_ids and path.is_file() else ""
             for row in rows():
-                yield _settled(row, root, prefix) if isinstance(row, Row) else row
+                yield _spelled(_settled(row, root, prefix) if isinstance(row, Row) else row)
 
     return Source(root, walk)
+
+
+def _spelled(row: Row | Problem) -> Row | Problem:
+    """The row as UTF-8 can hold it, as plans, shards and lists do."""
+    if isinstance(row, Problem):
+        return Problem(*map(_as_text, row))
+    if _is_text("".join(value for value in row if isinstance(value, str))):
+        return row
+    if not _is_text(row.id + row.name):
+        return Problem(_as_text(row.name), "its name is not UTF-8; rename it")
+    part, text, speaker = (value and _as_text(value) for value in (row.part, row.text, row.speaker))
+    return row._replace(part=part, text=text, speaker=speaker)
 
 
 def _settled(row: Row, root: str, prefix: str) -> Row:
@@ -80,7 +92,7 @@ def _settled(row: Row, root: str, prefix: str) -> Row:
 
 
 def _open(
-    path: Path, columns: Mapping[str, str], audio_root: str | Path | None
+    path: Path, columns: Mapping[str, str], audio_root: str | Path | None, prefix_ids: bool
 ) -> Callable[[], Rows]:
     name = path.name.lower()
     if not path.exists():
@@ -93,7 +105,7 @@ def _open(
             from audiovq.corpus.datasets import dataset_rows
 
             return dataset_rows(path, columns)
-        return lambda: folder_rows(path)
+        return lambda: folder_rows(path, prefix_ids=prefix_ids)
     if name.endswith(".tar"):
         return lambda: tar_rows(path, path.parent)
     if name.endswith(CUT_SUFFIXES):
@@ -115,7 +127,7 @@ def _is_dataset(path: Path) -> bool:
     return (path / "state.json").exists() and (path / "dataset_info.json").exists()
 
 
-def folder_rows(folder: Path) -> Rows:
+def folder_rows(folder: Path, *, prefix_ids: bool = False) -> Rows:
     """The audio files below a folder, and the members of tars there.
 
     Ids are paths below `folder` without the suffix; with it where two files of a folder differ in
@@ -148,7 +160,9 @@ def folder_rows(folder: Path) -> Rows:
                 yield Row(name, path, stamp=stamp(path))
         for name in sorted(names):
             if name.lower().endswith(".tar") and not name.startswith("."):
-                yield from tar_rows(Path(parent, name), folder)
+                before = f"{prefix}{name.partition('.')[0]}/" if prefix_ids else ""
+                for row in tar_rows(Path(parent, name), folder):
+                    yield row._replace(id=before + row.id) if isinstance(row, Row) else row
 
 
 def _is_text(name: str) -> bool:
@@ -160,4 +174,4 @@ def _is_text(name: str) -> bool:
 
 
 def _as_text(name: str) -> str:
-    return os.fsencode(name).decode(errors="replace")
+    return name.encode(errors="backslashreplace").decode()

@@ -43,6 +43,8 @@ def tar_rows(path: Path, folder: Path) -> Iterator[Row | Problem]:
                 if not member.isfile():
                     continue
                 parent, _, name = member.name.rpartition("/")
+                if name.startswith("."):  # as in folders: other programs' notes (._a.wav)
+                    continue
                 stem, _, suffix = name.partition(".")
                 if (parent, stem) != key:
                     if row is not None:

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from audiovq.corpus.codec import Codec, Encoded
-from audiovq.corpus.layout import ENTRY_FOLDER, Entry, Settings, entry_path, read_entry, shard_file
+from audiovq.corpus.layout import ENTRY_FOLDER, Entry, Settings, entry_path, shard_file, whole_entry
 from audiovq.corpus.planning import read_plan
 from audiovq.corpus.rows import Row
 from audiovq.corpus.shards import GROUP_ROWS, shard_writer
@@ -78,9 +78,9 @@ def encode_shard(
     Raises `FileRefused` when the shard cannot be written.
     """
     start = time.perf_counter()
-    done = read_entry(job.out, task.shard)
+    done = whole_entry(job.out, task.shard, task.digest)
     path = job.out / shard_file(task.shard, job.settings.format)
-    if done is None or done.digest != task.digest or not path.exists():
+    if done is None:
         rows = read_plan(job.out, task.shard)
         with (
             Trail(job, task.shard) as trail,

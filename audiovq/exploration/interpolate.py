@@ -66,7 +66,9 @@ def interpolate(
             f"a recording has {longest} frames; interpolation takes up to {LONGEST} "
             f"({LONGEST / model.config.frame_rate:g} s). Cut it."
         )
-    latents = [_latent(model, wav) for wav in (a, b)]
+    latents = [
+        _latent(model, wav)[: end.indices.shape[2]] for wav, end in zip((a, b), ends, strict=True)
+    ]
     path = align(*(z.cpu().numpy() for z in latents))
     searches = [Search(table, pack=False) for table in model.quantizer.tables()]
     searches = searches[: ends[0].indices.shape[1]]
@@ -77,11 +79,13 @@ def interpolate(
             codes = ends[int(share)]
         else:
             z = torch.lerp(latents[0][rows[:, 0]], latents[1][rows[:, 1]], share)
+            filled = torch.cat([z, z[-1:].expand(-len(z) % model.config.group_frames, -1)])
             with torch.no_grad():
-                indices = model.quantizer.encode(z[None], searches)
+                indices = model.quantizer.encode(filled[None], searches)[:, :, : len(z)]
             lengths = [end.lengths[0] for end in ends]
             n_samples = round((1 - share) * lengths[0] + share * lengths[1])
-            codes = Codes(indices, (_fitting(n_samples, len(rows), model),))
+            n_samples = _fitting(n_samples, len(rows), model)
+            codes = Codes(indices, (n_samples,), ends[0].level_strides)
         units = codes.indices[0, 0]
         same = [
             float((units == end.indices[0, 0, column]).float().mean())

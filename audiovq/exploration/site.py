@@ -327,4 +327,5 @@ def _unknown(recording: Recording) -> np.ndarray:
 
 def _write(path: Path, text: str) -> None:
     with atomic_output(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A name that is no UTF-8 is written as its bytes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

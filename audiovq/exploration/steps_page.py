@@ -64,7 +64,7 @@ def write_steps(
         steps=shown,
     )
     with atomic_output(folder / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _picture(path: Path, values: np.ndarray, span: tuple[float, float], colours: str) -> None:

@@ -103,11 +103,16 @@ def find_audio(folder: str | Path, names: Iterable[str] | None = None) -> dict[s
     if not folder.is_dir():
         raise FileRefused(f"{folder} is no folder; name a folder of recordings.")
     suffixes = audio_suffixes()
-    found = {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in files_below(folder)
-        if path.suffix.lower() in suffixes
-    }
+    found: dict[str, Path] = {}
+    for path in files_below(folder):
+        if path.suffix.lower() not in suffixes:
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise FileRefused(
+                f"{path} and {found[name].name} have one name without suffix; keep one of them."
+            )
+        found[name] = path
     if not found:
         raise FileRefused(f"{folder} holds no audio; give WAV, FLAC, OGG, Opus or MP3 files.")
     if names is None:
