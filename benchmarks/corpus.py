@@ -283,7 +283,7 @@ def _workers(driver: int) -> list[int]:
         pid, depth = todo.pop()
         for child, name in children.get(pid, []):
             todo.append((child, depth + 1))
-            if (depth == 1 and "forkserver" in name) or "_MapWorker" in name:
+            if (depth == 1 and "forkserver" in name) or "MapWorker" in name:
                 found.append(child)
     return found
 
