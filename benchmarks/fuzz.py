@@ -100,11 +100,13 @@ def mutate_text(data: bytes, rng: Random) -> bytes:
         elif kind < 0.8:
             lines = data.split(b"\n")
             some, other = rng.integers(len(lines), size=2)
-            lines[some] = lines[other] if rng.random() < 0.7 else lines[some] * 100
+            again = min(100, LONGEST // (len(lines[some]) + 1))  # of which memory is no reader's
+            lines[some] = lines[other] if rng.random() < 0.7 else lines[some] * again
             data = b"\n".join(lines)
         else:
             data = mutate_bytes(data, rng)
-    return data[:LONGEST]
+        data = data[:LONGEST]
+    return data
 
 
 def mutate_npy(data: bytes, rng: Random) -> bytes:
