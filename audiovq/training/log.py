@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiovq.health import COLLAPSED, CodebookHealth, codebook_health
 from audiovq.runs import Metrics
+from audiovq.training.data import CropDataset
 from audiovq.training.optimizers import generator_first, schedule
 from audiovq.training.recipe import Recipe
 
@@ -60,6 +61,17 @@ class RunLog:
         """A line for people."""
         if self.writes:
             logger.info(line)
+
+    def say_start(self, dataset: CropDataset, model: nn.Module, step: int) -> None:
+        """What a run begins or goes on with."""
+        seconds = sum(cut.duration for part in dataset.corpora for cut in part.cuts)
+        n_recordings = sum(len(part.cuts) for part in dataset.corpora)
+        n_parameters = sum(p.numel() for p in model.parameters())
+        self.say(
+            f"Training on {seconds / 3600:.2f} h of audio in {n_recordings} recordings: "
+            f"{n_parameters / 1e6:.1f} M parameters on {self.fabric.device}, step {step} of "
+            f"{self.recipe.train.steps}, to {self.out}."
+        )
 
     def alarm(self, line: str) -> None:
         """A line for people who must do something."""

@@ -59,7 +59,7 @@ from audiovq.training.optimizers import (
     clip_gradients,
     generator_first,
     make_optimizer,
-    schedule,
+    set_learning_rates,
 )
 from audiovq.training.recipe import Recipe
 from audiovq.training.run_files import save_recipe
@@ -170,7 +170,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Train from the current step to the last one; yield the number of steps done."""
         settings = self.recipe.train
-        self.log.say(self._start_line())
+        self.log.say_start(self.dataset, self.model, self.step)
         self._start_units()
         self._train_mode()
         batches = batches_from(self.step, self.dataset, self.recipe, self.fabric)
@@ -211,16 +211,6 @@ class Run:
         if self.fabric.is_global_zero:
             save_recipe(self.out, self.recipe, self.step)
 
-    def _start_line(self) -> str:
-        seconds = sum(cut.duration for part in self.dataset.corpora for cut in part.cuts)
-        n_recordings = sum(len(part.cuts) for part in self.dataset.corpora)
-        n_parameters = sum(p.numel() for p in self.model.parameters())
-        return (
-            f"Training on {seconds / 3600:.2f} h of audio in {n_recordings} recordings: "
-            f"{n_parameters / 1e6:.1f} M parameters on {self.fabric.device}, step {self.step} of "
-            f"{self.recipe.train.steps}, to {self.out}."
-        )
-
     def _train_mode(self) -> None:
         self.generator.train()
         if self.recipe.train.learn == "decoder":
@@ -232,7 +222,7 @@ class Run:
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step
         torch.manual_seed(step_seed(recipe, step))  # the same on every rank
-        self._set_learning_rates(step)
+        set_learning_rates(recipe, step, self.optimizer, self.adversary.optimizer)
         batch = self.fabric.to_device(batch)
         levels = self.fabric.to_device(
             dropout_levels(recipe, step, self.fabric.global_rank, len(batch["wav"]))
@@ -308,14 +298,6 @@ class Run:
     def _optimizers(self) -> dict[str, Any]:
         """By their names in checkpoints."""
         return {"optimizer": self.optimizer, "critic_optimizer": self.adversary.optimizer}
-
-    def _set_learning_rates(self, step: int) -> None:
-        settings = self.recipe.train
-        for optimizer, rate, first in (
-            (self.optimizer, settings.learning_rate, generator_first(self.recipe, step)),
-            (self.adversary.optimizer, settings.discriminator_learning_rate, 0),
-        ):
-            optimizer.param_groups[0]["lr"] = rate * schedule(self.recipe, step, first)
 
     def _start_units(self) -> None:
         """A start for the units' front that the initial model did not have."""

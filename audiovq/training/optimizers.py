@@ -34,6 +34,16 @@ def generator_first(recipe: Recipe, step: int) -> int:
     return settings.adversarial_from + settings.discriminator_head_start
 
 
+def set_learning_rates(recipe: Recipe, step: int, generator: Any, discriminators: Any) -> None:
+    """Give two optimizers their learning rates of a step."""
+    settings = recipe.train
+    for optimizer, rate, first in (
+        (generator, settings.learning_rate, generator_first(recipe, step)),
+        (discriminators, settings.discriminator_learning_rate, 0),
+    ):
+        optimizer.param_groups[0]["lr"] = rate * schedule(recipe, step, first)
+
+
 def clip_gradients(fabric: Fabric, module: Any, optimizer: Any, max_norm: float) -> Tensor:
     """Scale gradients down to a norm; returns the norm they had, which may not be finite."""
     norm = fabric.clip_gradients(module, optimizer, max_norm=max_norm, error_if_nonfinite=False)
