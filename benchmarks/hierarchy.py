@@ -8,10 +8,11 @@ Trains each arm of recipes/hierarchy (its data have to be prepared) for so many 
 and prints a table: at 1, 2 and 4 kbit/s the levels and tokens a second, mel distance, STOI and
 DistillMOS on the recordings of HELDOUT, with half their 95 % intervals, and PNMI of the units on
 the recordings with phone labels of PHONES. How many steps the minutes are is timed for each arm by
-a few steps before. With --initial-model all arms begin as that model, with codebooks that begin
-anew, those of `flat` too: then minutes are enough to tell them apart. A run in RUNS that is
-finished is only measured. A busy machine has no time that could be equal: give it --steps, which
-cost the same in all arms but for the quantizer, a small part of them.
+a few steps before. With --initial-model all arms begin as that model (one with a source needs
+--set data.cache_folder too), with codebooks that begin anew, those of `flat` too: then minutes are
+enough to tell them apart. A run in RUNS that is finished is only measured. A busy machine has no
+time that could be equal: give it --steps, which cost the same in all arms but for the quantizer, a
+small part of them.
 """
 
 import argparse
