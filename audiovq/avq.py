@@ -297,16 +297,13 @@ def _pack_number(number: int) -> bytes:
 
 
 def _coder(tables: entropy.Tables, header: Header) -> entropy.Coder:
-    """What codes a sequence that begins. Raises `ValueError` for tables of another model, and for
-    levels of several rates."""
-    if header.level_strides:
-        raise ValueError("tables code levels that have a code each frame; pack these.")
+    """What codes a sequence that begins. Raises `ValueError` for tables of another model."""
     if (tables.fingerprint, tables.n_codes) != (header.fingerprint, header.codebook_size):
         raise ValueError(
             f"the tables are of the model {tables.fingerprint}, not of {header.fingerprint}; learn "
             "the model's own with audiovq tables."
         )
-    return tables.coder(header.n_q)
+    return tables.coder(header.n_q, header.level_strides)
 
 
 def _find_coder(key: bytes, header: Header, name: str) -> entropy.Coder:

@@ -18,12 +18,15 @@ it (`TABLES_FILE`). A fixed-point number with f bits of fraction stands for itse
     the group and the place of the code before: + repeat_bias + hidden . repeat
 
 A symbol's frequency is 2^(16 + score), rounded, for scores in -16..16.
+
+With `level_strides` a code is coded at the first of its frames, and known in the others.
 """
 
 import bisect
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -126,9 +129,9 @@ class Tables:
         """What computes with them."""
         return Engine(self)
 
-    def coder(self, n_q: int) -> "Coder":
-        """Begin a sequence of frames of `n_q` levels."""
-        return Coder(self.engine, n_q)
+    def coder(self, n_q: int, level_strides: Sequence[int] = ()) -> "Coder":
+        """Begin a sequence of frames of `n_q` levels, each with a code every so many frames."""
+        return Coder(self.engine, n_q, tuple(level_strides) or (1,) * n_q)
 
 
 class Engine:
@@ -204,11 +207,13 @@ class Coder:
     A decoder must be given the bytes that an encoder made of the frames, in the same pieces.
     """
 
-    def __init__(self, engine: Engine, n_q: int) -> None:
+    def __init__(self, engine: Engine, n_q: int, strides: tuple[int, ...]) -> None:
         if not 1 <= n_q <= engine.n_levels:
             raise ValueError(f"n_q must be in 1..{engine.n_levels}, as the tables, not {n_q}.")
         self._engine = engine
         self._n_q = n_q
+        self._strides = np.array(strides)
+        self._n_frames = 0
         self._averages = np.zeros((len(engine.decay), engine.to_frame.shape[2]), np.int64)
         self._before = [-1] * n_q  # slots of the last frame
 
@@ -218,8 +223,9 @@ class Coder:
         return encode_symbols(symbol for part in parts for symbol in self.shares(part).tolist())
 
     def shares(self, codes: np.ndarray) -> np.ndarray:
-        """What `encode` gives the range coder of the next frames: [T * n_q * 2, 3]."""
+        """What `encode` gives the range coder of the next frames: [codes * 2, 3]."""
         engine, (n_q, n_frames) = self._engine, codes.shape
+        due = self._due(n_frames)
         slots = np.take_along_axis(engine.slots[:n_q], codes.astype(np.int64), axis=1)
         before = np.concatenate([np.array(self._before)[:, None], slots[:, :-1]], axis=1)
         self._before = slots[:, -1].tolist()
@@ -237,19 +243,26 @@ class Coder:
         )
         found = np.empty((n_frames, n_q, 2, 3), np.int64)
         for level in range(n_q):
-            own = hidden[:, level]
-            group, place = np.divmod(slots[level], engine.group_size)
-            old_group, old_place = np.divmod(before[level], engine.group_size)
+            rows = np.flatnonzero(due[:, level])
+            own, old = hidden[rows, level], before[level, rows]
+            group, place = np.divmod(slots[level, rows], engine.group_size)
+            old_group, old_place = np.divmod(old, engine.group_size)
             scores = own @ engine.group[level].T >> 8
             scores, bonus = scores[:, :-2], scores[:, -2:]
-            known = np.flatnonzero(before[level] >= 0)
+            known = np.flatnonzero(old >= 0)
             scores[known, old_group[known]] += bonus[known, 0]
-            found[:, level, 0] = _shares(scores, group)
+            found[rows, level, 0] = _shares(scores, group)
             scores = np.einsum("th,tmh->tm", own, engine.member[level][group]) >> 8
-            same = np.flatnonzero((before[level] >= 0) & (old_group == group))
+            same = np.flatnonzero((old >= 0) & (old_group == group))
             scores[same, old_place[same]] += bonus[same, 1]
-            found[:, level, 1] = _shares(scores, place)
-        return found.reshape(-1, 3)
+            found[rows, level, 1] = _shares(scores, place)
+        return found[due].reshape(-1, 3)
+
+    def _due(self, n_frames: int) -> np.ndarray:
+        """Which codes of the next frames are not those of the frame before: bool [T, n_q]."""
+        frames = np.arange(self._n_frames, self._n_frames + n_frames)
+        self._n_frames += n_frames
+        return frames[:, None] % self._strides == 0
 
     def decode(self, data: bytes, n_frames: int) -> np.ndarray:
         """The codes uint16 [n_q, n_frames] of bytes that `encode` made.
@@ -259,13 +272,15 @@ class Coder:
         engine, n_q = self._engine, self._n_q
         decoder, cut = Decoder(data), np.full(engine.n_hidden + 1, ONE)
         out = np.empty((n_frames, n_q), np.uint16)
-        for t in range(n_frames):
+        for t, due in enumerate(self._due(n_frames).tolist()):
             hidden = engine.hidden_before(self._averages, n_q)
             levels = hidden.reshape(n_q, -1)
             frame = np.zeros(engine.to_frame.shape[2], np.int64)
             for level in range(n_q):
-                slot = self._decode_slot(decoder, level, _cut(levels[level], cut))
-                self._before[level] = slot
+                slot = self._before[level]
+                if due[level]:
+                    slot = self._decode_slot(decoder, level, _cut(levels[level], cut))
+                    self._before[level] = slot
                 hidden += engine.to_hidden[level, slot, : len(hidden)]
                 frame += engine.to_frame[level, slot]
                 code = engine.codes[level][slot]

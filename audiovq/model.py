@@ -323,8 +323,8 @@ class AudioVQ(nn.Module):
 
     def coding_tables(self) -> Tables | None:
         """The tables that code this model's tokens: `tables`, unless those are of other tokens,
-        as after the encoder has learnt on. None for levels of several rates, which are packed."""
-        tables = None if self.config.level_strides else self.tables
+        as after the encoder has learnt on."""
+        tables = self.tables
         return tables if tables is not None and tables.fingerprint == self.fingerprint else None
 
     @staticmethod

@@ -61,15 +61,17 @@ def counted_bits(learnt: Codes, heard: Codes, n_codes: int, name: str, level: in
     return float(-np.log2(likely).sum())
 
 
-def coded(tables: Tables, heard: Codes, n_q: int) -> tuple[int, float, float]:
-    """Bytes of the codes, and seconds of CPU time to encode and to decode them."""
+def coded(tables: Tables, heard: Codes, strides: Sequence[int]) -> tuple[int, float, float]:
+    """Bytes of the codes of levels of such strides, and seconds of CPU time to encode and to decode
+    them."""
+    n_q = len(strides)
     n_bytes, times = 0, [0.0, 0.0]
     for codes in heard:
         codes = np.ascontiguousarray(codes[:n_q])
         start = time.process_time()
-        data = tables.coder(n_q).encode(codes)
+        data = tables.coder(n_q, strides).encode(codes)
         middle = time.process_time()
-        decoded = tables.coder(n_q).decode(data, codes.shape[1])
+        decoded = tables.coder(n_q, strides).decode(data, codes.shape[1])
         times = [times[0] + middle - start, times[1] + time.process_time() - middle]
         if not np.array_equal(decoded, codes):
             raise SystemExit("other codes came back")
@@ -94,6 +96,7 @@ def main() -> None:
         read_recordings(model, files_below(folder))
         for folder in (arguments.learnt, arguments.heard)
     )
+    strides = model.config.frames_per_code
     n_frames = sum(codes.shape[1] for codes in heard)
     seconds = n_frames / model.config.frame_rate
     minutes = sum(codes.shape[1] for codes in learnt) / model.config.frame_rate / 60
@@ -101,7 +104,7 @@ def main() -> None:
     print("| n_q | contexts | bytes | bits a frame | fewer | encodes | decodes |")
     print("|---|---|---|---|---|---|---|")
     for n_q in arguments.n_q:
-        packed = n_q * model.config.bitrate(1) / model.config.frame_rate
+        packed = model.config.bitrate(n_q) / model.config.frame_rate
 
         def row(name: str, bits: float, *speeds: float, n_q: int = n_q, packed: float = packed):
             cells = [f"{speed:.0f} s/s" for speed in speeds] or ["", ""]
@@ -114,11 +117,17 @@ def main() -> None:
             row(
                 name,
                 sum(
-                    counted_bits(learnt, heard, model.config.codebook_size, name, level)
+                    counted_bits(
+                        [codes[:, :: strides[level]] for codes in learnt],
+                        [codes[:, :: strides[level]] for codes in heard],
+                        model.config.codebook_size,
+                        name,
+                        level,
+                    )
                     for level in range(n_q)
                 ),
             )
-        n_bytes, *times = coded(tables, heard, n_q)
+        n_bytes, *times = coded(tables, heard, strides[:n_q])
         row("mixed, coded files", 8 * n_bytes, *(seconds / took for took in times))
 
 

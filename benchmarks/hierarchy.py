@@ -1,7 +1,7 @@
 """Levels at several rates against levels at one, at equal training time and equal bitrate.
 
     python benchmarks/hierarchy.py RUNS HELDOUT --phones PHONES [--minutes 60 | --steps 400]
-        [--seeds 0] [--arms flat,mixed,coarse] [--limit 40] [--initial-model default]
+        [--seeds 0] [--arms flat,pairs,mixed,coarse] [--limit 40] [--initial-model default]
         [--set loss.teacher=6 ...]
 
 Trains each arm of recipes/hierarchy (its data have to be prepared) for so many minutes into RUNS,
@@ -36,8 +36,9 @@ from audiovq.units.files import find_audio
 RECIPE = Path(__file__).parent.parent / "recipes" / "hierarchy" / "recipe.toml"
 ARMS = {
     "flat": ["model.n_codebooks=8", "model.level_strides=[]"],
-    "mixed": [],
-    "coarse": ["model.level_strides=[2,4,4,2,2,1,1,1,1,1,1]"],
+    "pairs": [],
+    "mixed": ["model.n_codebooks=11", "model.level_strides=[2,4,4,1,2,2,1,1,1,1,1]"],
+    "coarse": ["model.n_codebooks=11", "model.level_strides=[2,4,4,2,2,1,1,1,1,1,1]"],
 }
 """What each arm changes of the recipe. All have prefixes of 1, 2 and 4 kbit/s."""
 KBITS = (1, 2, 4)

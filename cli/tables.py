@@ -52,8 +52,8 @@ def tables(
     found = learn_tables(codec, learnt, steps=steps, seed=seed)
     write_tables(out, found, overwrite=force)
     typer.echo(f"{out}: {out.stat().st_size} bytes", err=True)
-    for n_q, bits in measure_tables(found, kept).items():
-        packed = codec.config.bitrate(1) / codec.config.frame_rate
+    packed = codec.header(1, 0).bits_per_code
+    for n_q, bits in measure_tables(found, kept, codec.config.level_strides).items():
         typer.echo(
             f"n_q {n_q}: {bits:.2f} of {packed:g} bits a code, {100 - 100 * bits / packed:.1f} % "
             f"fewer, on {len(kept)} recordings that were not learnt from",

@@ -20,6 +20,7 @@ from audiovq.entropy import (
     write_tables,
 )
 from audiovq.files import FileRefused
+from audiovq.flatten import count_codes
 
 quickly = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 TABLES = random_tables()
@@ -37,10 +38,21 @@ def recordings(draw, most_frames: int = 12):
     return np.repeat(np.array(frames, np.uint16).T, lasts, axis=1)
 
 
+@st.composite
+def strided(draw):
+    """Codes as of `recordings`, and level_strides by which they repeat."""
+    codes = draw(recordings())
+    strides = draw(st.lists(st.sampled_from([1, 2, 4]), min_size=len(codes), max_size=len(codes)))
+    t = np.arange(codes.shape[1])
+    rows = [row[t - t % stride] for row, stride in zip(codes, strides)]
+    return np.stack(rows), strides
+
+
 @quickly
-@given(recordings(), st.lists(st.integers(1, 9), max_size=8))
-def test_codes_come_back_however_they_are_cut(codes, cuts):
-    encoder, decoder = TABLES.coder(len(codes)), TABLES.coder(len(codes))
+@given(strided(), st.lists(st.integers(1, 9), max_size=8))
+def test_codes_come_back_however_they_are_cut(strided, cuts):
+    codes, strides = strided
+    encoder, decoder = (TABLES.coder(len(codes), strides) for _ in range(2))
     for part in np.split(codes, np.cumsum(cuts), axis=1):
         decoded = decoder.decode(encoder.encode(part), part.shape[1])
         assert decoded.dtype == np.uint16
@@ -48,10 +60,12 @@ def test_codes_come_back_however_they_are_cut(codes, cuts):
 
 
 @quickly
-@given(recordings(), st.integers(1, 9))
-def test_what_codes_are_worth_does_not_hang_on_the_cutting(codes, size):
-    whole = TABLES.coder(len(codes)).shares(codes)
-    coder = TABLES.coder(len(codes))
+@given(strided(), st.integers(1, 9))
+def test_what_codes_are_worth_does_not_hang_on_the_cutting(strided, size):
+    codes, strides = strided
+    whole = TABLES.coder(len(codes), strides).shares(codes)
+    assert len(whole) == 2 * count_codes(codes.shape[1], strides)  # a group and a place each
+    coder = TABLES.coder(len(codes), strides)
     parts = [coder.shares(codes[:, at : at + size]) for at in range(0, codes.shape[1], size)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 

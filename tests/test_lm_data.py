@@ -171,11 +171,20 @@ def test_tokens_without_a_tokenizer_are_refused(tmp_path):
         prepare(tmp_path, tmp_path / "d")
 
 
-def test_tokens_of_several_rates_are_refused(tmp_path):
-    header = replace(started_model(TINY).header(4, 4 * 320), level_strides=(4, 2, 1, 1))
-    write_avq(tmp_path / "a.avq", np.zeros((4, 4), np.uint16), header)
-    with pytest.raises(FileRefused, match=r"several rates.*audiovq\.flatten"):
-        prepare(tmp_path, tmp_path / "d")
+def test_units_of_several_rates_are_there_once_and_crops_begin_with_groups(tmp_path):
+    header = replace(started_model(TINY).header(4, 90 * 320), level_strides=(2, 4, 1, 1))
+    codes = np.stack([np.arange(90) // stride for stride in header.level_strides])
+    write_avq(tmp_path / "a.avq", codes % 32, header)
+    done = prepare(tmp_path, tmp_path / "d", validation=0)
+    assert done.units_per_second == 25
+    data = TokenDataset(tmp_path / "d")
+    assert data.vocabulary.level_strides == (2, 4, 1, 1)
+    assert data[0].units.tolist() == [*range(32), *range(13)]
+    crops, there = CodeBatches(data, 30, 64, 0).batch(0)
+    starts = set(crops[:, 2, 0].tolist())
+    assert len(starts) > 4
+    assert not any(start % 4 for start in starts)
+    assert there.all()
 
 
 @pytest.mark.parametrize(

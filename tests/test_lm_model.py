@@ -18,7 +18,6 @@ pytest.importorskip("lightning_fabric")
 from audiovq.files import FileRefused
 from audiovq.lm import LanguageModel, Sampling
 from audiovq.lm.model import DEFAULT_FOLDER
-from audiovq.lm.stage import load_stage
 from audiovq.lm.train import train
 
 HOP = 320
@@ -166,12 +165,27 @@ def test_a_model_of_another_tokenizer_is_refused(folder):
         LanguageModel.from_pretrained(folder, other)
 
 
-def test_a_tokenizer_of_several_rates_is_refused(folder):
+def test_codes_of_several_rates_are_drawn_whole(speech, prompt, tmp_path):
     codec = started_model(replace(TINY, level_strides=(2, 4, 1, 2)))
-    stage = load_stage(folder / "units")[0]
-    stage.vocabulary = replace(stage.vocabulary, fingerprint=codec.fingerprint)
-    with pytest.raises(FileRefused, match="several rates"):
-        LanguageModel(codec, stage, None)
+    codec.save_pretrained(tmp_path / "codec")
+    data = prepared(codec, tmp_path)
+    for name in ("units", "acoustic"):
+        train(tiny_recipe(name, data, tmp_path / "codec", steps=1), tmp_path / "lm")
+    lm = LanguageModel.from_pretrained(tmp_path / "lm", codec)
+    heard: list[torch.Tensor] = []
+    said = lm.continue_speech(prompt[:, :, : 11 * HOP], 0.5, hear=heard.append)
+    assert (said.codes.shape, said.n_prompt) == ((1, 4, 32), 8)
+    assert torch.equal(torch.cat(heard, dim=2), said.wav)
+    assert torch.equal(codec.decode(said.codes), said.wav)
+    assert torch.equal(said.codes[:, :, :8], codec.encode(prompt).indices[:, :, :8])
+    for level, stride in enumerate(codec.config.level_strides):
+        row = said.codes[0, level]
+        assert torch.equal(row, row[::stride].repeat_interleave(stride))
+    units = codec.encode(speech, 1).levels[0][0].numpy()
+    whole, alone = len(units) // 2 * 2, LanguageModel(codec, lm.units, None)
+    assert lm.score(speech).units == pytest.approx(lm.score_units(units[:whole]).units)
+    assert lm.score(speech).seconds == pytest.approx(whole * 0.04)
+    assert alone.continue_speech(prompt[:, :, :1], 0.1).codes.shape == (1, 1, 8)
 
 
 def test_damaged_folders_are_refused(folder, tiny_model, tmp_path):

@@ -50,14 +50,16 @@ def test_what_can_be_foreseen_is_saved(learnt, rng):
     assert 1.5 < bits[4] < 3  # nothing foresees the last level, a quarter of the codes
 
 
-def test_the_net_counts_the_bits_that_the_coder_takes(learnt, tiny_model, rng):
+@pytest.mark.parametrize("strides", [(1, 1, 1, 1), (2, 4, 1, 2)])
+def test_the_net_counts_the_bits_that_the_coder_takes(learnt, strides, rng):
     codes = walks(rng, 1, 120)[0]
-    net = Net(4, *learnt.group.shape[1:2], learnt.code.shape[1])
+    codes = np.stack([np.repeat(row[::n], n) for row, n in zip(codes, strides)])
+    net = Net(strides, *learnt.group.shape[1:2], learnt.code.shape[1])
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(torch.from_numpy(learnt.arrays()[name].astype(np.float32)) / 64)
         bits = net(_pieces([codes], learnt.slots), 4).sum().item()
-    shares = learnt.coder(4).shares(codes)
+    shares = learnt.coder(4, strides).shares(codes)
     assert np.log2(shares[:, 2] / shares[:, 1]).sum() == pytest.approx(bits, rel=0.02)
 
 

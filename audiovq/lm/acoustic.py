@@ -5,7 +5,9 @@ the acoustic codes of the frame before; what it makes of them is read level by l
 seeing those before it in the same frame (the depth of RQ-Transformer, Lee et al. 2022, and of
 Moshi, Defossez et al. 2024, here a small network a level). A prompt is frames whose codes are
 known: the voice goes on. Every frame hangs on what came before and on two frames of units to come,
-so a stream has the same codes as the whole.
+so a stream has the same codes as the whole. Where levels have several rates, a code is drawn at
+the first of its frames and stands in the others, and the transformer knows which frame of its group
+it is in.
 
 Codes are read and written through the codec's own codebooks, from which their vectors begin, so
 that near codes are alike from the first step on.
@@ -61,6 +63,8 @@ class AcousticModel(nn.Module):
         self.levels = nn.ModuleList(
             Level(width, code_dim, vocabulary.codebook_size) for _ in range(1, n_q)
         )
+        group = vocabulary.group_frames
+        self.place = nn.Embedding(group, width) if group > 1 else None
         nn.init.normal_(self.tables)
 
     @torch.no_grad()
@@ -72,13 +76,24 @@ class AcousticModel(nn.Module):
     def _vectors(self, codes: Tensor, level: int) -> Tensor:
         return F.embedding(codes, self.tables[level])
 
-    def read(self, units: Tensor, later: Tensor, before: Tensor, starts: Tensor) -> Tensor:
+    def due(self, n_frames: int) -> Tensor:
+        """In which of the frames from the first of a group on the acoustic levels have a code that
+        is not that of the frame before: bool [n_q - 1, T]."""
+        strides = torch.tensor(self.vocabulary.frames_per_code[1:], device=self.tables.device)
+        return torch.arange(n_frames, device=strides.device) % strides[:, None] == 0
+
+    def read(
+        self, units: Tensor, later: Tensor, before: Tensor, starts: Tensor, frames: Tensor
+    ) -> Tensor:
         """What the transformer is given [B, T, width].
 
         units, later: [B, T], those of a frame and of `LOOKAHEAD` frames after it. before: acoustic
         codes [B, n_q - 1, T] of the frame before. starts: [B, T], whether there is none before.
+        frames: [T], their numbers.
         """
         seen = self.unit(self._vectors(units, 0)) + self.next_unit(self._vectors(later, 0))
+        if self.place is not None:
+            seen = seen + self.place(frames % self.place.num_embeddings)
         known = sum(read(self._vectors(before[:, i], i + 1)) for i, read in enumerate(self.before))
         return seen + torch.where(starts[..., None], self.transformer.embed_in.weight[0], known)
 
@@ -90,13 +105,14 @@ class AcousticModel(nn.Module):
 
     def log_likelihood(self, codes: Tensor) -> Tensor:
         """Log probabilities, in nats, of the acoustic codes of codes [B, n_q, T]: those of each
-        level given the frames before and the levels before, [B, n_q - 1, T]."""
+        level given the frames before and the levels before, [B, n_q - 1, T]. They mean nothing
+        where codes are not `due`."""
         units = codes[:, 0]
         later = torch.cat([units, units[:, -1:].expand(-1, LOOKAHEAD)], dim=1)[:, LOOKAHEAD:]
         acoustic = codes[:, 1:]
         before = F.pad(acoustic[:, :, :-1], (1, 0))
-        starts = torch.arange(units.shape[1], device=units.device).expand_as(units) == 0
-        read = self.read(units, later, before, starts)
+        frames = torch.arange(units.shape[1], device=units.device)
+        read = self.read(units, later, before, (frames == 0).expand_as(units), frames)
         known = self.transformer(inputs_embeds=read, use_cache=False).last_hidden_state
         found = []
         for i, level in enumerate(self.levels):
@@ -109,7 +125,8 @@ class AcousticModel(nn.Module):
 class AcousticWriter:
     """Writes the codes of units that come one by one, after a prompt.
 
-    codes: of the prompt, int64 [n_q, T], T >= 0. temperature: 0 takes the likeliest codes.
+    codes: of the prompt, int64 [n_q, T], whole groups of them, T >= 0. temperature: 0 takes the
+        likeliest codes.
 
     When the context is full, the last frames of the prompt and the later half of it are read anew.
     """
@@ -127,7 +144,8 @@ class AcousticWriter:
         self.cache: DynamicCache | None = None
 
     def add(self, units: list[int]) -> Tensor:
-        """Take the units of frames that follow; return codes [n_q, T] of those known by now."""
+        """Take the units of frames that follow, one a frame; return codes [n_q, T] of those known
+        by now."""
         self.units += units
         return self._write(len(self.units) - LOOKAHEAD)
 
@@ -139,7 +157,8 @@ class AcousticWriter:
     def _write(self, end: int) -> Tensor:
         first = len(self.acoustic)
         while len(self.acoustic) < end:
-            self.acoustic.append(self._draw(self._hidden(len(self.acoustic))))
+            frame = len(self.acoustic)
+            self.acoustic.append(self._draw(frame, self._hidden(frame)))
         n_frames = len(self.acoustic) - first
         found = torch.zeros(self.model.vocabulary.n_q, n_frames, dtype=torch.int64)
         found[0] = torch.tensor(self.units[first : first + n_frames])
@@ -160,7 +179,7 @@ class AcousticWriter:
         hidden = self.model.transformer(inputs_embeds=read, cache=self.cache, use_cache=True)
         return hidden.last_hidden_state[0, -1]
 
-    def _known(self, frames: list[int], starts: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _known(self, frames: list[int], starts: bool) -> tuple[Tensor, ...]:
         """What `AcousticModel.read` takes, of these frames; `starts`: nothing is before them."""
         last = len(self.units) - 1
         units = torch.tensor([[self.units[t] for t in frames]])
@@ -169,18 +188,25 @@ class AcousticWriter:
         before = torch.stack([self.acoustic[t - 1] if t else none for t in frames], dim=1)
         first = torch.tensor([[starts and not i for i in range(len(frames))]])
         device = self.model.tables.device
-        return units.to(device), later.to(device), before[None].to(device), first.to(device)
+        known = units, later, before[None], first, torch.tensor(frames)
+        return tuple(tensor.to(device) for tensor in known)
 
-    def _draw(self, known: Tensor) -> Tensor:
+    def _draw(self, frame: int, known: Tensor) -> Tensor:
         """The acoustic codes [n_q - 1] of a frame, level by level."""
         codes = []
-        for i, level in enumerate(self.model.levels):
-            logits = level(known, self.model.tables[i + 1]).float().cpu()
-            if self.temperature > 0:
-                shares = (logits / self.temperature).softmax(-1)
-                code = torch.multinomial(shares, 1, generator=self.generator)[0]
+        for i, stride in enumerate(self.model.vocabulary.frames_per_code[1:]):
+            if frame % stride:
+                code = self.acoustic[frame - 1][i]
             else:
-                code = logits.argmax()
+                code = self._draw_code(self.model.levels[i](known, self.model.tables[i + 1]))
             codes.append(code)
             known = self.model.with_level(known, code.to(known.device), i)
         return torch.stack(codes)
+
+    def _draw_code(self, logits: Tensor) -> Tensor:
+        """One of the codes with logits [K]."""
+        logits = logits.float().cpu()
+        if self.temperature > 0:
+            shares = (logits / self.temperature).softmax(-1)
+            return torch.multinomial(shares, 1, generator=self.generator)[0]
+        return logits.argmax()

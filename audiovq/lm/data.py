@@ -33,6 +33,8 @@ class Utterance:
     """Path of its token file below the folder, without a suffix."""
     codes: np.ndarray
     """uint16 [n_q, T]; row 0 are the units."""
+    units: np.ndarray
+    """uint16, those of row 0, each once."""
     text: str | None
     """What is said, as `audiovq.lm.vocabulary.plain` writes it; None where it is not known."""
 
@@ -79,7 +81,8 @@ class TokenDataset(Dataset[Utterance]):
     def __getitem__(self, index: int) -> Utterance:
         row, start = self.rows[index], self.starts[index]
         codes = np.array(self.codes[:, start : start + self.frames[index]])
-        return Utterance(row["name"], codes, row["text"])
+        units = codes[0, :: self.vocabulary.frames_per_unit]
+        return Utterance(row["name"], codes, units, row["text"])
 
     @property
     def seconds(self) -> float:
@@ -129,7 +132,7 @@ class UnitBatches:
         while sum(map(len, parts)) <= self.context:
             item = self.data[int(rng.choice(len(self.data), p=self.shares))]
             with_text, late = rng.random(2) < (self.text_share, 0.5)
-            units, text = item.codes[0], item.text if with_text else None
+            units, text = item.units, item.text if with_text else None
             if text is None and late:
                 units = units[int(rng.integers(len(units))) :]
             parts.append(self.data.vocabulary.sequence(units, text))
@@ -139,7 +142,7 @@ class UnitBatches:
 def whole_units(data: TokenDataset, context: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every utterance's tokens up to the context, for validation: without texts and ends."""
     for item in data:
-        tokens = data.vocabulary.sequence(item.codes[0])[:-1]
+        tokens = data.vocabulary.sequence(item.units)[:-1]
         yield targets_of(tokens[None, : context + 1], data.vocabulary)
 
 
@@ -155,7 +158,8 @@ def targets_of(rows: np.ndarray, vocabulary: Vocabulary) -> tuple[Tensor, Tensor
 
 
 class CodeBatches:
-    """Crops of codes for the acoustic stage; steps and utterances as in `UnitBatches`."""
+    """Crops of codes, from the first frame of a group, for the acoustic stage; steps and
+    utterances as in `UnitBatches`."""
 
     def __init__(self, data: TokenDataset, n_frames: int, batch_size: int, seed: int) -> None:
         self.data, self.n_frames, self.batch_size, self.seed = data, n_frames, batch_size, seed
@@ -164,10 +168,12 @@ class CodeBatches:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Codes int64 [B, n_q, T], and which frames are there, bool [B, T]."""
         rng = np.random.default_rng([self.seed, step])
+        group = self.data.vocabulary.group_frames
         crops = []
         for index in rng.choice(len(self.data), self.batch_size, p=self.shares):
             codes = self.data[int(index)].codes
             start = int(rng.integers(max(0, codes.shape[1] - self.n_frames) + 1))
+            start -= start % group
             crops.append(codes[:, start : start + self.n_frames])
         return padded(crops)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audiovq.files import FileRefused
@@ -136,7 +137,8 @@ class LanguageModel:
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         hear: Hear | None = None,
     ) -> Speech:
-        """Go on with speech [1, 1, N], N >= 1, for so many seconds; the prompt is kept before it.
+        """Go on with speech [1, 1, N], N >= 1, for so many seconds; the prompt is kept before it,
+        whole groups of frames where levels have several rates.
 
         Raises `ValueError` for a prompt that is empty or has more units than the context.
         """
@@ -145,6 +147,7 @@ class LanguageModel:
         if len(tokens) >= self.units.sizes.context:
             room = self.units.sizes.context - 1
             frames = int(self.vocabulary.split(tokens[1:room])[1].sum())
+            frames *= self.vocabulary.frames_per_unit
             seconds = math.floor(10 * frames / self.vocabulary.frame_rate) / 10
             raise ValueError(
                 f"the prompt has {len(tokens)} units, and the language model looks back at {room}: "
@@ -193,11 +196,12 @@ class LanguageModel:
 
     def score(self, wav: Tensor | np.ndarray) -> Score:
         """How likely speech [1, 1, N] is. Raises `ValueError` for one that is empty."""
-        return self.score_units(self._prompt(wav)[0].numpy())
+        units = self._prompt(wav)[0, :: self.vocabulary.frames_per_unit]
+        return self.score_units(units.numpy())
 
     @torch.no_grad()
     def score_units(self, units: np.ndarray) -> Score:
-        """How likely units [T], T >= 1, are, one a frame.
+        """How likely units [T], T >= 1, are, each once.
 
         What is longer than the context is scored in parts of half of it, each after the half before
         it. Raises `ValueError` when there are none.
@@ -215,7 +219,7 @@ class LanguageModel:
             row[: len(before)] = IGNORED
             pair = (torch.from_numpy(part)[None].to(self.units.device) for part in (read, row))
             found += [float(part.double().sum()) for part in self.units.log_likelihood(*pair)]
-        seconds = len(units) / self.vocabulary.frame_rate
+        seconds = len(units) * self.vocabulary.frames_per_unit / self.vocabulary.frame_rate
         return Score(len(tokens), seconds, float(found[0]), float(found[1]))
 
     def _frames(self, seconds: float) -> int:
@@ -223,17 +227,24 @@ class LanguageModel:
             raise ValueError(
                 f"seconds must be above 0 and at most {MOST_SECONDS:g}, not {seconds}."
             )
-        return max(1, round(seconds * self.vocabulary.frame_rate))
+        group = self.vocabulary.group_frames
+        return group * max(1, round(seconds * self.vocabulary.frame_rate / group))
 
     def _prompt(self, wav: Tensor | np.ndarray) -> Tensor:
-        """Codes [n_q, T] of speech."""
+        """Codes [n_q, T] of speech, whole groups of frames: what is left at its end is cut off, or
+        filled up with silence where there is nothing else."""
         if not math.prod(wav.shape):
             raise ValueError("the speech is empty; give a recording of at least one frame.")
-        return self.codec.encode(wav, self.n_q).indices[0].cpu()
+        group = self.vocabulary.group_frames
+        missing = group * self.vocabulary.hop_length - wav.shape[-1]
+        wav = F.pad(torch.as_tensor(wav), (0, max(0, missing)))
+        codes = self.codec.encode(wav, self.n_q).indices[0].cpu()
+        return codes[:, : codes.shape[1] // group * group]
 
     def _units_after(self, head: list[np.ndarray], units: Tensor) -> np.ndarray:
         v = self.vocabulary
-        return np.concatenate([*head, v.special(UNITS), v.of_units(units.numpy())])
+        once = units[:: v.frames_per_unit].numpy()
+        return np.concatenate([*head, v.special(UNITS), v.of_units(once)])
 
     def _speak(
         self,
@@ -260,7 +271,8 @@ class LanguageModel:
 
         def on_token(token: int) -> None:
             nonlocal n_left
-            units = self.vocabulary.to_units(np.array([token]))[:n_left]
+            units = self.vocabulary.to_units(np.array([token]))
+            units = units.repeat(self.vocabulary.frames_per_unit)[:n_left]
             n_left -= len(units)
             if writer is not None:
                 voice.speak(writer.add(units.tolist()))
@@ -272,7 +284,7 @@ class LanguageModel:
             generate(
                 self.units,
                 tokens,
-                n_frames,
+                n_frames // self.vocabulary.frames_per_unit,
                 may_end=may_end,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -319,8 +331,4 @@ def _refuse_other_tokens(vocabulary: Vocabulary, codec: AudioVQ) -> None:
             f"the language model knows the tokens of {vocabulary.tokenizer} "
             f"({vocabulary.fingerprint}), not those of {codec.name} ({codec.fingerprint}); name "
             "that tokenizer with --model, or train a language model on these tokens."
-        )
-    if codec.config.level_strides:
-        raise FileRefused(
-            f"{codec.name} has levels of several rates, which a language model does not draw."
         )

@@ -94,6 +94,7 @@ def prepare(
         first.n_q,
         characters_of(said.values()),
         max_duration,
+        first.level_strides,
     )
     chosen = _for_validation(list(paths), validation, speaker_from)
     train = {name: path for name, path in paths.items() if name not in chosen}
@@ -139,7 +140,7 @@ def _write_split(
         for name, path in paths.items():
             indices = read_tokens(path).indices
             codes.write(indices.astype("<u2").T.tobytes())
-            n_units += len(vocabulary.of_units(indices[0]))
+            n_units += len(vocabulary.of_units(indices[0, :: vocabulary.frames_per_unit]))
             row = {"name": name, "frames": indices.shape[1], "text": said.get(name)}
             # In ASCII, which has all names, also those that are no UTF-8 or hold ends of lines.
             rows.write(json.dumps(row) + "\n")
@@ -204,11 +205,6 @@ def _common(headers: Mapping[str, Header]) -> Header:
                     f"{name} has {field} {other}, and the files before it {one}; keep tokens of "
                     "one tokenizer and of as many levels."
                 )
-    if first.level_strides:
-        raise FileRefused(
-            f"{next(iter(headers))} has levels of several rates, which audiovq lm does not model; "
-            "audiovq.flatten makes one sequence of them for a trainer of your own."
-        )
     return first
 
 

@@ -262,7 +262,8 @@ def stage_losses(module: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]
         units, durations = module.log_likelihood(tokens, targets)
         return {"units": -units.sum() / n_learnt, "durations": -durations.sum() / n_learnt}
     codes, there = batch
-    found = -(module.log_likelihood(codes) * there[:, None]).sum((0, 2)) / there.sum()
+    learnt = there[:, None] & module.due(codes.shape[2])
+    found = -(module.log_likelihood(codes) * learnt).sum((0, 2)) / learnt.sum((0, 2))
     return {f"level_{i}": loss for i, loss in enumerate(found, 1)}
 
 

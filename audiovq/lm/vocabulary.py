@@ -11,7 +11,8 @@ A symbol is a number; in order:
 
 Speech is `<units> u u u <end>`, and speech whose text is known
 `<text> c c c <units> u u u <end>`. Equal units in a row are merged: each has a duration, 1 ..
-`max_duration` frames, and a longer run is several of them. All other symbols have duration 1.
+`max_duration` frames (or, with `level_strides`, times as many frames as a unit stands for), and a
+longer run is several of them. All other symbols have duration 1.
 
 A token is a symbol and its duration in one number: `symbol * max_duration + duration - 1`.
 """
@@ -34,7 +35,7 @@ PAD, UNITS, TEXT, END = range(len(SPECIALS))
 IGNORED = -100
 """In the place of a target that nothing is learnt from, as in PyTorch's `cross_entropy`."""
 MAX_DURATION = 16
-"""Frames of the longest unit unless told otherwise: 320 ms at 50 frames a second."""
+"""Frames of the longest unit unless told otherwise: 320 ms at 50 units a second."""
 Numbers = Any
 """A number, or an array or tensor of them."""
 VOCABULARY_FILE = "vocabulary.json"
@@ -63,9 +64,12 @@ class Vocabulary:
     """Of the texts, each once, sorted; empty where no text was known."""
     max_duration: int = MAX_DURATION
     """Frames of the longest unit, 1 to 255."""
+    level_strides: tuple[int, ...] = ()
+    """Frames of the codec that a code of each level stands for; empty when all are 1."""
 
     def __post_init__(self) -> None:
-        self.header(0)  # refuses numbers that no codec has
+        # Refuses numbers that no codec has.
+        object.__setattr__(self, "level_strides", self.header(0).level_strides)
         if type(self.max_duration) is not int or not 1 <= self.max_duration <= 255:
             raise ValueError(f"max_duration must be in 1..255, not {self.max_duration}.")
         if type(self.characters) is not str or list(self.characters) != sorted(
@@ -95,6 +99,21 @@ class Vocabulary:
         """Frames per second, in Hz."""
         return self.sample_rate / self.hop_length
 
+    @property
+    def frames_per_code(self) -> tuple[int, ...]:
+        """`level_strides`, all 1 written out."""
+        return self.level_strides or (1,) * self.n_q
+
+    @property
+    def frames_per_unit(self) -> int:
+        """Those of level 0."""
+        return self.frames_per_code[0]
+
+    @property
+    def group_frames(self) -> int:
+        """Frames after which all levels begin a code."""
+        return max(self.frames_per_code)
+
     def header(self, n_samples: int) -> Header:
         """That of a token file of this tokenizer."""
         return Header(
@@ -105,10 +124,11 @@ class Vocabulary:
             self.codebook_size,
             self.n_q,
             n_samples,
+            self.level_strides,
         )
 
     def of_units(self, units: np.ndarray) -> np.ndarray:
-        """Units [T], one a frame, as tokens int64 [n]: merged, with their durations.
+        """Units [T], each once, as tokens int64 [n]: merged, with their durations.
 
         Raises `ValueError` for units beyond the codebook.
         """
@@ -170,14 +190,17 @@ class Vocabulary:
         return tokens // self.max_duration, tokens % self.max_duration + 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; of level_strides none when all are 1."""
+        values = asdict(self)
+        if not self.level_strides:
+            del values["level_strides"]  # as in files from before there was any
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> "Vocabulary":
         """The inverse of `to_dict`. Raises `ValueError` for anything else."""
         names = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or set(values) | {"level_strides"} != names:
             raise ValueError(f"a vocabulary has the fields {', '.join(sorted(names))}.")
         return cls(**values)
 

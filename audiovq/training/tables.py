@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from audiovq.codes import TOKEN_SUFFIXES, read_tokens
 from audiovq.entropy import FRACTION, Tables
 from audiovq.files import FileRefused
+from audiovq.flatten import count_codes
 from audiovq.model import AudioVQ
 from audiovq.transcode import check_header
 
@@ -24,8 +25,9 @@ HIDDEN_WIDTH = 16
 """Hidden numbers of each level."""
 DECAYS = (0, 1, 3, 6)
 """An average goes 2^-decay of the way to each new frame: the last one, and up to a second."""
-SEGMENT = 400
-"""Frames that are learnt from in one piece; averages begin at 0 with each."""
+SEGMENT = 384
+"""Frames that are learnt from in one piece, whole groups of any `level_strides`; averages begin at
+0 with each."""
 BATCH = 16
 LEARNING_RATE = 0.01
 SCALE = 1 << FRACTION
@@ -53,7 +55,8 @@ def learn_tables(
     pieces = _pieces(tokens, slots)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Net(levels, group_count(len(codebooks[0])), 1 << _bits(len(codebooks[0])))
+        groups, n_slots = group_count(len(codebooks[0])), 1 << _bits(len(codebooks[0]))
+        net = Net(model.config.frames_per_code, groups, n_slots)
         net.start_from(codebooks, slots, pieces)
         _train(net, pieces, steps)
     return net.tables(model.fingerprint, slots)
@@ -114,9 +117,11 @@ def _pieces(tokens: Sequence[np.ndarray], slots: np.ndarray) -> Tensor:
 class Net(nn.Module):
     """`entropy.Coder` in floating point, to be differentiated; shapes are those of `Tables`."""
 
-    def __init__(self, levels: int, groups: int, slots: int) -> None:
+    def __init__(self, strides: Sequence[int], groups: int, slots: int) -> None:
         super().__init__()
-        self.levels, self.groups, self.size = levels, groups, slots // groups
+        self.strides, self.levels = strides, len(strides)
+        self.groups, self.size = groups, slots // groups
+        levels = self.levels
         e, x, h, d = CODE_WIDTH, FRAME_WIDTH, HIDDEN_WIDTH, len(DECAYS)
 
         def normal(*shape: int, spread: float) -> nn.Parameter:
@@ -157,7 +162,6 @@ class Net(nn.Module):
         """Bits that the codes of the first n_q levels of pieces [n, Q, L] take: [n_q], sums."""
         whole = {name: _whole(tensor) for name, tensor in self.named_parameters()}
         known = pieces[:, 0] >= 0  # [n, L]
-        rows = known.flatten().nonzero()[:, 0]
         codes = [
             F.embedding(pieces[:, level].clamp(min=0), whole["code"][level]) * known[..., None]
             for level in range(n_q)
@@ -173,6 +177,8 @@ class Net(nn.Module):
             own = hidden[:, :, level]
             for lower in range(level):
                 own = own + codes[lower] @ whole["below"][lower, level]
+            due = torch.arange(known.shape[1]) % self.strides[level] == 0
+            rows = (known & due).flatten().nonzero()[:, 0]
             own = F.hardtanh(own.flatten(0, 1)[rows])
             slot, old = pieces[:, level].flatten()[rows], before[:, level].flatten()[rows]
             bits.append(self._bits(own, slot, old, level, whole))
@@ -246,7 +252,7 @@ def _train(net: Net, pieces: Tensor, steps: int) -> None:
         batch = pieces[torch.randint(len(pieces), (BATCH,))]
         n_frames = int((batch[:, 0] >= 0).sum())
         bits = net(batch, n_q)
-        loss = bits.sum() / n_frames / n_q
+        loss = bits.sum() / n_frames / sum(1 / stride for stride in net.strides[:n_q])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -257,11 +263,8 @@ def _train(net: Net, pieces: Tensor, steps: int) -> None:
 def read_recordings(model: AudioVQ, paths: Sequence[Path]) -> list[np.ndarray]:
     """Codes [Q, T] of the token files among some files.
 
-    Raises `FileRefused` for tokens of another model, for files that have fewer levels, and for a
-    model with levels of several rates.
+    Raises `FileRefused` for tokens of another model, and for files that have fewer levels.
     """
-    if model.config.level_strides:
-        raise FileRefused(f"{model.name} has levels of several rates, whose codes are packed.")
     found = []
     levels = model.config.n_codebooks
     for path in paths:
@@ -279,13 +282,16 @@ def read_recordings(model: AudioVQ, paths: Sequence[Path]) -> list[np.ndarray]:
     return found
 
 
-def measure_tables(tables: Tables, recordings: Sequence[np.ndarray]) -> dict[int, float]:
+def measure_tables(
+    tables: Tables, recordings: Sequence[np.ndarray], level_strides: Sequence[int] = ()
+) -> dict[int, float]:
     """Bits a code that recordings [Q, T] take, by the number of levels: 1, 2, 4, ... and all."""
     levels = len(tables.slots)
-    n_frames = sum(codes.shape[1] for codes in recordings)
+    strides = tuple(level_strides) or (1,) * levels
     counts = sorted({2**i for i in range(levels.bit_length()) if 2**i <= levels} | {levels})
     found = {}
-    for n_q in counts if n_frames else []:
-        n_bytes = sum(len(tables.coder(n_q).encode(codes[:n_q])) for codes in recordings)
-        found[n_q] = 8 * n_bytes / n_frames / n_q
+    for n_q in counts if any(codes.size for codes in recordings) else []:
+        n_codes = sum(count_codes(codes.shape[1], strides[:n_q]) for codes in recordings)
+        coded = (tables.coder(n_q, strides[:n_q]).encode(codes[:n_q]) for codes in recordings)
+        found[n_q] = 8 * sum(map(len, coded)) / n_codes
     return found
