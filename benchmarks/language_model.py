@@ -8,10 +8,11 @@
     python benchmarks/language_model.py page default examples/ --out docs/continuations
 
 `units` compares perplexities with n-grams of the same training data, and scores each utterance
-against itself in a wrong order. `continue` generates 3 s after the first 3 s of each recording, of
-those that last 6 s, and sets them beside the 3 s that were really said. `acoustic` writes the sound
-of true units after a true prompt of 3 s. `say` has a recogniser read what was said. `page` writes a
-page to listen to: each recording, its first 3 s as tokens, and what is generated after them.
+against itself in a wrong order. `continue` generates 3 s after prompts of 3 s, of each recording
+all that 3 s more follow, and sets them beside the 3 s that were really said. `acoustic` writes the
+sound of true units after a true prompt of 3 s. `say` has a recogniser read what was said. `page`
+writes a page to listen to: each recording, its first 3 s as tokens, and what is generated after
+them.
 """
 
 import argparse
@@ -49,17 +50,17 @@ BLOCK = 5
 def units(lm: LanguageModel, arguments: argparse.Namespace) -> None:
     """Perplexity beside n-grams, and utterances beside themselves in a wrong order."""
     vocabulary = lm.vocabulary
-    train = [_merged(vocabulary, item.codes[0]) for item in TokenDataset(arguments.data)]
+    train = [_merged(vocabulary, item.units) for item in TokenDataset(arguments.data)]
     paths = [path for path in files_below(arguments.tokens) if path.suffix == ".avq"]
-    frames = [read_tokens(path).indices[0].astype(np.int64) for path in paths[: arguments.limit]]
-    held_out = [_merged(vocabulary, row) for row in frames]
+    heard = [read_tokens(path).levels[0].astype(np.int64) for path in paths[: arguments.limit]]
+    held_out = [_merged(vocabulary, row) for row in heard]
     n_train, n_held_out = (sum(map(len, part)) for part in (train, held_out))
     print(f"{n_train} merged units to learn from, {n_held_out} in {len(held_out)} held out\n")
     rows = []
     for name, order in (("unigram", 1), ("bigram", 2), ("trigram", 3)):
         model = KneserNey(train, order, vocabulary.codebook_size)
         rows.append([f"{name}, Kneser-Ney", f"{model.perplexity(held_out):.1f}"])
-    scores = [lm.score_units(row) for row in frames]
+    scores = [lm.score_units(row) for row in heard]
     logs, n_units = sum(score.units for score in scores), sum(score.n_units for score in scores)
     rows.append(["language model", f"{np.exp(-logs / n_units):.1f}"])
     print(machine.table(["model", "perplexity of a merged unit"], rows))
@@ -67,10 +68,10 @@ def units(lm: LanguageModel, arguments: argparse.Namespace) -> None:
     for name, change in WRONG_ORDERS.items():
         rng = np.random.default_rng(0)
         n_right = 0
-        for row, score in zip(frames, scores):
+        for row, score in zip(heard, scores):
             tokens = change(vocabulary.of_units(row), rng)
             n_right += lm.score_units(vocabulary.to_units(tokens)).per_unit < score.per_unit
-        pairs.append([name, f"{n_right / len(frames):.1%}"])
+        pairs.append([name, f"{n_right / len(heard):.1%}"])
     print("\n" + machine.table(["in a wrong order", "less likely than the real one"], pairs))
 
 
@@ -111,20 +112,21 @@ def speed(lm: LanguageModel, arguments: argparse.Namespace) -> None:
 
 
 def continuations(lm: LanguageModel, arguments: argparse.Namespace) -> None:
-    """What is generated after 3 s beside what was said there."""
+    """What is generated after 3 s beside what was said there; as many prompts as --limit."""
     rows: dict[str, list[list[float]]] = {"real speech": [], "its codes": [], "generated": []}
     other = None
-    for name, wav in _recordings(lm, arguments.recordings, arguments.limit, 2 * PROMPT_SECONDS):
-        n = round(PROMPT_SECONDS * lm.codec.config.sample_rate)
+    for name, wav in _prompts(lm, arguments.recordings, arguments.limit):
+        n = len(wav) // 2
         prompt, real = wav[:n], wav[n : 2 * n]
         codes = lm.codec.encode(torch.from_numpy(wav[None, None, : 2 * n]))
         resynthesised = lm.codec.decode(codes)[0, 0].numpy()[n:]
         speech = lm.continue_speech(prompt[None, None], PROMPT_SECONDS, Sampling())
-        generated = speech.wav[0, 0].numpy()[n : 2 * n]
+        generated = speech.wav[0, 0].numpy()[-n:]
         if arguments.out:
             path = arguments.out / f"{name}.wav"
             save_audio(path, speech.wav[0, 0].numpy(), lm.codec.config.sample_rate, overwrite=True)
-        known = codes.indices[0, 0].numpy(), speech.codes[0, 0].numpy()
+        each = lm.vocabulary.frames_per_unit
+        known = codes.levels[0][0].numpy(), speech.codes[0, 0, ::each].numpy()
         for kind, clip, of in zip(rows, (real, resynthesised, generated), (0, 0, 1)):
             tail = known[of][len(known[of]) // 2 :]
             score = lm.score_units(tail)
@@ -151,7 +153,8 @@ def acoustic(lm: LanguageModel, arguments: argparse.Namespace) -> None:
     n_words = 0
     sampling = Sampling()
     for _, wav in _recordings(lm, arguments.recordings, arguments.limit, 2 * PROMPT_SECONDS):
-        n_prompt = round(PROMPT_SECONDS * lm.vocabulary.frame_rate)
+        group = lm.vocabulary.group_frames
+        n_prompt = round(PROMPT_SECONDS * lm.vocabulary.frame_rate / group) * group
         n = n_prompt * lm.codec.config.hop_length
         codes = lm.codec.encode(torch.from_numpy(wav[None, None]), lm.n_q).indices
         writer = AcousticWriter(
@@ -202,7 +205,8 @@ def page(lm: LanguageModel, arguments: argparse.Namespace) -> None:
     rate, generator = lm.codec.config.sample_rate, Path(__file__).name
     clips: dict[str, dict[str, str]] = {}
     with page_folder(arguments.out, generator, overwrite=True) as folder:
-        for name, wav in _recordings(lm, arguments.recordings, arguments.limit, PROMPT_SECONDS):
+        least = PROMPT_SECONDS - 0.1  # one of the examples is so long
+        for name, wav in _recordings(lm, arguments.recordings, arguments.limit, least):
             n = round(PROMPT_SECONDS * rate)
             sounds = {"the recording": wav[: 2 * n]}
             for seed in range(2):
@@ -224,9 +228,9 @@ def page(lm: LanguageModel, arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.out}/index.html")
 
 
-def _merged(vocabulary: Vocabulary, frames: np.ndarray) -> list[int]:
+def _merged(vocabulary: Vocabulary, units: np.ndarray) -> list[int]:
     """Units as the language model sees them, without their durations."""
-    symbols, _ = vocabulary.split(vocabulary.of_units(frames))
+    symbols, _ = vocabulary.split(vocabulary.of_units(units))
     return (symbols - vocabulary.first_unit).tolist()
 
 
@@ -240,6 +244,22 @@ def _recordings(
     found = ((paths[i].stem, load_audio(paths[i], rate)) for i in order)
     long = (item for item in found if len(item[1]) >= least_seconds * rate)
     return itertools.islice(long, limit)
+
+
+def _prompts(
+    lm: LanguageModel, folder: Path, limit: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and samples of prompts with as much after them, first one of each recording."""
+    n = round(PROMPT_SECONDS * lm.codec.config.sample_rate)
+    whole = list(_recordings(lm, folder, None, 2 * PROMPT_SECONDS))
+    most = max((len(wav) // n for _, wav in whole), default=0)
+    cut = (
+        (f"{name}-{turn}", wav[turn * n : (turn + 2) * n])
+        for turn in range(most - 1)
+        for name, wav in whole
+        if len(wav) >= (turn + 2) * n
+    )
+    return itertools.islice(cut, limit)
 
 
 def main() -> None:
