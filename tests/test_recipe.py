@@ -131,6 +131,10 @@ def test_changes_override_the_file(tmp_path):
         ("[train]\nnew_codebooks = true\n", "train.new_codebooks needs train.initial_model"),
         ("[loss]\nagreement = 1.0\n", "loss.agreement needs train.learn"),
         ("[train]\nadversarial_from = 0\ndiscriminator_head_start = 20000\n", "never learns again"),
+        (
+            '[train]\nsteps = 5000\ninitial_discriminators = "runs/a"\n',
+            "this run does without; leave it out",
+        ),
         ("[model]\nunit_blocks = 9\n", "unit_blocks must be at most the encoder's last number"),
         ("[model]\nspectrum_size = 511\n", "spectrum_size must be 0 or an even number"),
         ("[model]\nspectrum_size = 1300\n", "from half a hop to four hops"),

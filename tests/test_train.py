@@ -413,6 +413,20 @@ def test_new_discriminators_have_a_head_start(recipe, tiny_folder, tmp_path):
     lines = {line["step"]: line for line in metrics(tmp_path / "run") if "discriminator" in line}
     assert lines[2]["audio_seconds_per_second"] > 0
     assert lines[2]["learning_rate"] == 0 < lines[4]["learning_rate"]
+    # And another run goes on with them, whatever its codec is.
+    known = replace(
+        settings, initial_discriminators=str(tmp_path / "run"), discriminator_head_start=0
+    )
+    other = replace(
+        changed, train=known, model=replace(changed.model, decoder_channels=24, n_codebooks=3)
+    )
+    other = replace(other, train=replace(known, initial_model="", autoencoder_steps=1))
+    went_on = Run(other, tmp_path / "other", Fabric(accelerator="cpu"))._tensors()
+    for name in parts["discriminator"]:
+        assert went_on[name].equal(stages[2][name]), name
+    nowhere = replace(changed, train=replace(known, initial_discriminators=str(tmp_path)))
+    with pytest.raises(FileRefused, match=r"no checkpoint.*train\.initial_discriminators"):
+        Run(nowhere, tmp_path / "third", Fabric(accelerator="cpu"))
 
 
 def test_a_run_that_never_has_discriminators_may_go_on_without(recipe, tmp_path):

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from audiovq.files import FileRefused
+from audiovq.training.checkpoint import matching, read_newest
 from audiovq.training.discriminator import Discriminator
 from audiovq.training.losses import adversarial_loss, discriminator_loss, feature_loss
 from audiovq.training.optimizers import all_finite, clip_gradients, make_optimizer
@@ -44,6 +47,19 @@ class Adversary:
         )
         self.norms: list[float] = []
         """Running norms of the gradient of the other losses and of this one; empty at first."""
+
+    def go_on_from(self, folder: Path) -> None:
+        """Take the weights of the discriminators of a run. Raises `FileRefused`."""
+        start = read_newest(folder)
+        if start is None:
+            raise FileRefused(
+                f"{folder} holds no checkpoint; name the folder of a run as "
+                "train.initial_discriminators."
+            )
+        own = {f"discriminator.{name}": p for name, p in self.module.named_parameters()}
+        with torch.no_grad():
+            for name, tensor in matching(start.path, start.tensors, own).items():
+                own[name].copy_(tensor)
 
     def step(self, wav: Tensor, fake: Tensor, plain: Tensor) -> Judgement:
         """Judge decoded sound, then learn from it.

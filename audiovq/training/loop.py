@@ -145,6 +145,8 @@ class Run:
             generator, make_optimizer(generator, settings.learning_rate)
         )
         self.adversary = Adversary(recipe, fabric)
+        if settings.initial_discriminators and start is None:
+            self.adversary.go_on_from(Path(settings.initial_discriminators))
         self.average = Average(self.model, settings.ema_decay)
         self.mel_loss = MelLoss(recipe.model.sample_rate).to(fabric.device)
         self.reference = reference_model(recipe, start, fabric.device)

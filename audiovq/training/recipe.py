@@ -124,6 +124,8 @@ class TrainSettings:
     discriminator_head_start: Steps = 0
     """Steps from `adversarial_from` on in which the discriminators learn alone and the generator
     waits: for one that is trained already, which new discriminators would lead astray."""
+    initial_discriminators: str = ""
+    """Folder of a run whose discriminators to go on with instead of new ones."""
     learning_rate: Rate = 6e-4
     """Of AdamW, for the generator."""
     discriminator_learning_rate: Rate = 3e-4
@@ -259,6 +261,13 @@ class Recipe:
                 f"train.autoencoder_steps ({train.autoencoder_steps}) must be fewer than "
                 f"train.steps ({train.steps}), or the run ends before it has codebooks; a quarter "
                 f"is usual: train.autoencoder_steps={train.steps // 4}."
+            )
+        if train.initial_discriminators and (
+            train.learn == "units" or train.adversarial_from >= train.steps
+        ):
+            raise ValueError(
+                "train.initial_discriminators is of discriminators, which this run does without; "
+                'leave it out, or set train.adversarial_from and let "all" or "decoder" learn.'
             )
         if train.discriminator_head_start:
             first = train.adversarial_from + train.discriminator_head_start
