@@ -72,16 +72,12 @@ def parts(batch: int, bf16: bool, repeats: int) -> dict[str, float]:
     heard = slice(batch // 2)
 
     def judge() -> None:
+        decoded = out[heard].detach().requires_grad_()
         with autocast():
-            loss = discriminator_loss(critic(wav[heard]), critic(out[heard].detach()))
-        loss.backward()
-        critic.requires_grad_(False)
-        with autocast():
-            with torch.no_grad():
-                real = critic(wav[heard])
-            fake = critic(out[heard])
-        (adversarial_loss(fake) + feature_loss(real, fake)).backward()
-        critic.requires_grad_(True)
+            real, fake = critic(wav[heard], decoded)
+        asked = adversarial_loss(fake) + feature_loss(real, fake)
+        asked.backward(retain_graph=True, inputs=[decoded])
+        discriminator_loss(real, fake).backward()
 
     return {
         "encoder": milliseconds(lambda: encode().sum().backward(), repeats),

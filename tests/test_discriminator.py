@@ -34,7 +34,7 @@ def test_feature_loss_is_relative_and_hears_no_scores():
 def test_every_discriminator_hears_every_sample():
     torch.manual_seed(0)
     wav = (0.1 * torch.randn(1, 1, 4_000)).requires_grad_()
-    judged = Discriminator()(wav)
+    (judged,) = Discriminator()(wav)
     assert len(judged) == len(STFT_SIZES)
     for layers in judged:
         (gradient,) = torch.autograd.grad(layers[-1].sum(), wav, retain_graph=True)
@@ -53,9 +53,9 @@ def test_bf16_is_near_float32():
     torch.manual_seed(0)
     wav, discriminator = 0.1 * torch.randn(2, 1, 8_000), Discriminator()
     with torch.no_grad():
-        exact = discriminator(wav)
+        (exact,) = discriminator(wav)
         with torch.autocast("cpu", torch.bfloat16):
-            rough = discriminator(wav)
+            (rough,) = discriminator(wav)
     for a, b in zip(exact, rough):
         assert all(y.dtype == torch.bfloat16 for y in b)
         # Relative to each layer: the scores of new weights are as small as an absolute tolerance.
@@ -74,7 +74,7 @@ def test_each_learns_to_tell_decoded_speech_from_recordings():
 
     def losses(some: Tensor) -> Tensor:
         """Of each discriminator on these crops; 2 is to know nothing."""
-        judged = zip(discriminator(real[some]), discriminator(fake[some]))
+        judged = zip(*discriminator(real[some], fake[some]))
         return torch.stack([discriminator_loss([r], [f]) for r, f in judged])
 
     recent = torch.full((len(STFT_SIZES),), 2.0)

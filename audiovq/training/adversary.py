@@ -67,10 +67,9 @@ class Adversary:
         wav, fake: real and decoded sound [B, 1, N]. plain: the gradient of the other losses on it.
         """
         fake = fake.detach().requires_grad_()
-        judged = self.wrapped(torch.cat([wav, fake]))  # one pass for both, and for both sides
-        n_items = len(wav)
-        real = [[x[:n_items] for x in activations] for activations in judged]
-        decoded = [[x[n_items:] for x in activations] for activations in judged]
+        # In one call, as processes that wait for each other need it, but not as one batch: the
+        # gradient at the decoded sound would go back through the real one too.
+        real, decoded = self.wrapped(wav, fake)
         losses = {
             "discriminator": discriminator_loss(real, decoded),
             "adversarial": adversarial_loss(decoded),

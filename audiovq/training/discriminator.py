@@ -64,12 +64,12 @@ class StftDiscriminator(nn.Module):
 class Discriminator(nn.Module):
     """An STFT discriminator for each of `STFT_SIZES`.
 
-    wav [B, 1, N] -> for each of them the activations of its layers, its scores last.
+    wavs [B, 1, N] -> for each wav and each of them the activations of its layers, its scores last.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.stfts = nn.ModuleList(StftDiscriminator(n_fft) for n_fft in STFT_SIZES)
 
-    def forward(self, wav: Tensor) -> list[list[Tensor]]:
-        return [stft(wav) for stft in self.stfts]
+    def forward(self, *wavs: Tensor) -> list[list[list[Tensor]]]:
+        return [[stft(wav) for stft in self.stfts] for wav in wavs]
