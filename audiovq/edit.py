@@ -7,7 +7,8 @@ decoder remembers the edit for as many frames as `ModelConfig.decoder_memory` sa
 its source for ever.
 
 `audiovq.read_tokens` with `from_tokens` reads codes from a file; `audiovq.write_npy(path,
-codes.indices[0].numpy())` writes them.
+codes.indices[0].numpy(), level_strides=codes.level_strides)` writes them. Where an edit cuts into
+the frames that a code stands for, what it gives has a code in every frame, and no `level_strides`.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def replace(
     indices = codes.indices.clone()
     row = indices[:, level, frames]  # a view
     row[row == old] = new
-    return Codes(indices, codes.lengths)
+    return _edited(indices, codes.lengths, codes)
 
 
 def take(codes: Codes, frames: Sequence[int] | np.ndarray, config: ModelConfig) -> Codes:
@@ -75,7 +76,8 @@ def take(codes: Codes, frames: Sequence[int] | np.ndarray, config: ModelConfig) 
         )
     missing = n_frames * config.hop_length - codes.lengths[0] if numbers[-1] == n_frames - 1 else 0
     at = torch.from_numpy(numbers.astype(np.int64)).to(codes.indices.device)
-    return Codes(codes.indices[:, :, at], (len(numbers) * config.hop_length - missing,))
+    length = len(numbers) * config.hop_length - missing
+    return _edited(codes.indices[:, :, at], (length,), codes)
 
 
 def splice(parts: Sequence[Codes], config: ModelConfig) -> Codes:
@@ -92,7 +94,7 @@ def splice(parts: Sequence[Codes], config: ModelConfig) -> Codes:
         raise ValueError(f"the parts have {sorted(levels)} levels; give parts of as many.")
     pieces = [part.indices[:, :, :n] for part, n in zip(parts, lengths, strict=True)]
     before = sum(lengths[:-1]) * config.hop_length
-    return Codes(torch.cat(pieces, dim=2), (before + parts[-1].lengths[0],))
+    return _edited(torch.cat(pieces, dim=2), (before + parts[-1].lengths[0],), parts[0])
 
 
 def swap_acoustics(a: Codes, b: Codes, *, only_shared: bool = True) -> tuple[Codes, Codes]:
@@ -116,8 +118,17 @@ def swap_acoustics(a: Codes, b: Codes, *, only_shared: bool = True) -> tuple[Cod
     pair = []
     for own, other in ((a, b), (b, a)):
         acoustic = torch.where(swapped, other.indices[:, 1:], own.indices[:, 1:])
-        pair.append(Codes(torch.cat([own.indices[:, :1], acoustic], dim=1), own.lengths))
+        pair.append(_edited(torch.cat([own.indices[:, :1], acoustic], dim=1), own.lengths, own))
     return pair[0], pair[1]
+
+
+def _edited(indices: torch.Tensor, lengths: tuple[int, ...], before: Codes) -> Codes:
+    """Codes at the rates that they had, if each still stands in all its frames."""
+    for level, stride in enumerate(before.level_strides):
+        row = indices[:, level]
+        if not torch.equal(row[:, ::stride].repeat_interleave(stride, 1)[:, : row.shape[1]], row):
+            return Codes(indices, lengths)
+    return Codes(indices, lengths, before.level_strides)
 
 
 def _frames_of_one(codes: Codes, config: ModelConfig) -> int:

@@ -137,7 +137,7 @@ def repack_file(
         refuse_existing(target, overwrite=overwrite)
     tokens, header = _read_for(model, source, keep_broken=keep_broken)
     n_q = check_levels(n_q, header.n_q, str(source))
-    header = replace(header, n_q=n_q)
+    header = replace(header, n_q=n_q, level_strides=header.level_strides[:n_q])
     data = _pack(tokens.indices[:n_q], header, token_format, model, coded=coded)
     _write(target, data, overwrite=overwrite)
     seconds = header.n_samples / header.sample_rate

@@ -60,7 +60,7 @@ def edits(model: AudioVQ, a: Tensor, b: Tensor) -> dict[str, Codes]:
 
 def _latent(model: AudioVQ, wav: Tensor) -> np.ndarray:
     whole = torch.nn.functional.pad(wav, (0, -wav.shape[2] % model.config.hop_length))
-    return model.latent(whole)[0].numpy()
+    return model.latent(whole)[0, : whole.shape[2] // model.config.hop_length].numpy()
 
 
 def main() -> None:

@@ -258,7 +258,8 @@ def main() -> None:
             batch.clear()
         if whole.shape[2] > n_frames + 1:
             start = int(rng.integers(0, wav.shape[2] - (n_frames + 1) * hop))
-            for name, at in (("frame-aligned", start // hop * hop), ("random offset", start)):
+            group = hop * model.config.group_frames
+            for name, at in (("frame-aligned", start // group * group), ("random offset", start)):
                 agree[name].append(slice_agreement(model, wav, whole, at, n_frames))
     print(machine.describe())
     print(f"{model.name} {model.fingerprint}: {len(paths)} recordings, {n_seconds:.0f} s")

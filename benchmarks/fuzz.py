@@ -254,7 +254,7 @@ def _some_tables() -> Any:
 
     torch.manual_seed(0)
     slots = np.tile(np.arange(7, dtype=np.uint16), (3, 1))
-    return Net(levels=3, groups=2, slots=8).tables("f", slots)
+    return Net((1, 1, 1), groups=2, slots=8).tables("f", slots)
 
 
 def _tables(folder: Path) -> tuple[list[bytes], Any]:

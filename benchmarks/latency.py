@@ -31,9 +31,10 @@ def main() -> None:
     config = model.config
     wav = torch.from_numpy(machine.speech(arguments.seconds, config.sample_rate))[None, None]
     stream = model.stream()
+    size = config.hop_length * config.group_frames
     spent: list[list[float]] = []
     received = []
-    for chunk in wav.split(config.hop_length, dim=2):
+    for chunk in wav.split(size, dim=2):
         times, cpu = [time.perf_counter()], time.thread_time()
         received.append(stream.encode(chunk))
         times.append(time.perf_counter())
@@ -41,7 +42,7 @@ def main() -> None:
         times.append(time.perf_counter())
         encode, decode = np.diff(times)
         spent.append([encode, decode, encode + decode, time.thread_time() - cpu])
-    for row, chunk in zip(spent, wav.split(config.hop_length, dim=2)):
+    for row, chunk in zip(spent, wav.split(size, dim=2)):
         start = time.perf_counter()
         stream.encode(chunk)
         row.append(time.perf_counter() - start)
@@ -52,18 +53,18 @@ def main() -> None:
     spent = spent[10:]  # the first chunks pack the weights and try the kernels
     print(machine.describe())
     single = "single frames" if stream._engine.takes_single_frames else "whole blocks"
-    print(f"{len(spent)} chunks of {1000 / config.frame_rate:g} ms; the encoder takes {single}")
-    milliseconds = 1000 * np.array(spent)
+    milliseconds = 1000 * size / config.sample_rate
+    print(f"{len(spent)} chunks of {milliseconds:g} ms; the encoder takes {single}")
     rows = []
     names = ["encode", "decode", "both", "both, processor time", "encode alone", "decode alone"]
-    for name, column in zip(names, milliseconds.T):
+    for name, column in zip(names, 1000 * np.array(spent).T):
         numbers = (np.median(column), np.percentile(column, 99), column.max(), column.mean())
         rows.append([name, *(f"{number:.2f}" for number in numbers)])
     print(machine.table(["ms", "median", "99 %", "maximum", "mean"], rows))
     hop = 1000 * config.hop_length / config.sample_rate
     parts = (hop * config.group_frames, hop * config.lookahead, hop * config.overlap_frames)
     print(
-        f"algorithmic delay: {sum(parts):g} ms = {parts[0]:g} ms frame + {parts[1]:g} ms lookahead "
+        f"algorithmic delay: {sum(parts):g} ms = {parts[0]:g} ms group + {parts[1]:g} ms lookahead "
         f"+ {parts[2]:g} ms overlap of the synthesis windows"
     )
 

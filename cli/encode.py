@@ -235,7 +235,7 @@ def is_whole(codec: "AudioVQ", target: str, n_q: int | None) -> bool:
 
     try:
         if target.lower().endswith(SEGMENT_SUFFIX):
-            return bool(read_segments(target, frame_rate=codec.config.frame_rate))
+            return bool(read_segments(target, frame_rate=codec.config.level_rate(0)))
         tokens = read_tokens(target)
     except FileRefused:
         return False

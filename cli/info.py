@@ -65,9 +65,7 @@ def _token_facts(source: str, model: str) -> dict[str, Any]:
         facts["level_strides"] = list(tokens.level_strides)
     if tokens.header is None:
         codec = load_model(model)
-        header = codec.header(levels, 0)
-        if tokens.level_strides:
-            header = replace(header, level_strides=tokens.level_strides)
+        header = replace(codec.header(1, 0), n_q=levels, level_strides=tokens.level_strides)
         return facts | {
             "duration_s": frames / codec.config.frame_rate,
             "bitrate": header.bitrate,

@@ -80,7 +80,7 @@ def repack(
             overwrite=force,
         )
         levels, frames = done.shape
-        line = f"{source} -> {target}: {levels} x {frames} tokens, {done.n_bytes} bytes"
+        line = f"{source} -> {target}: {levels} levels, {frames} frames, {done.n_bytes} bytes"
         if done.broken is not None:
             line += f"; the source is not whole, its first {frames} frames are kept"
         facts = {"n_q": levels, "frames": frames, "seconds": done.seconds, "bytes": done.n_bytes}

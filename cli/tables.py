@@ -22,7 +22,7 @@ def tables(
         ),
     ] = None,
     model: Model = "default",
-    steps: Annotated[int, typer.Option(min=1, help="Of learning, 6,400 frames each.")] = 1500,
+    steps: Annotated[int, typer.Option(min=1, help="Of learning, 6,144 frames each.")] = 1500,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     force: Force = False,
 ) -> None:

@@ -51,7 +51,10 @@ AlignmentFolder = Annotated[
 ]
 Level = Annotated[int, typer.Option(help="Level of the codes; 0 are the units.")]
 FrameRate = Annotated[
-    float, typer.Option(min=0.001, help="Frames a second of files that do not say it (.npy).")
+    float,
+    typer.Option(
+        min=0.001, help="Frames a second of .npy, and units a second of .tsv, which do not say it."
+    ),
 ]
 Shift = Annotated[str, typer.Option(help="Frames that the codes lag the sound, or auto.")]
 Speakers = Annotated[
@@ -135,6 +138,7 @@ def evaluate_command(
         read_alignments(alignments, tier=tier, unit=times),
         name=tokens.resolve().stem,
         frame_rate=files.frame_rate,
+        file_rate=frame_rate,
         codebook_size=codebook_size or files.codebook_size,
         level=level,
         speakers=speakers,
@@ -217,11 +221,13 @@ def report_command(
         phones,
         name=codec.name,
         frame_rate=codec.config.level_rate(level),
+        file_rate=codec.config.frame_rate,
         codebook_size=codec.config.codebook_size,
         level=level,
         speakers=speakers,
         shift=_shift(shift),
         others=others,
+        other_rate=codec.config.level_rate(0),
         baselines=baseline or (),
         audio=audio,
         fit_audio=fit_audio,
@@ -262,6 +268,7 @@ def text_command(
         bool, typer.Option("--durations", help="Merge repeats and write each as unit:frames.")
     ] = False,
     level: Level = 0,
+    frame_rate: FrameRate = 50.0,
     force: Force = False,
 ) -> None:
     """Write units as text, one line an utterance, for language-model training.
@@ -272,9 +279,10 @@ def text_command(
     """
     if output is not None:
         refuse_existing(output, overwrite=force)
+    files = read_units(tokens, level=level, frame_rate=frame_rate)
     lines = [
         (f"{name}|" if names else "") + to_text(unit, dedup=dedup, durations=durations)
-        for name, unit in sorted(read_units(tokens, level=level).units.items())
+        for name, unit in sorted(files.units.items())
     ]
     if output is None:
         text = "\n".join(lines) + "\n"

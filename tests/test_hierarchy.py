@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import TINY, started_model
 
-from audiovq import AudioVQ, ModelConfig, read_tokens
+from audiovq import AudioVQ, ModelConfig, edit, read_tokens, write_avq
 from audiovq.flatten import flatten, unflatten
 from audiovq.health import count_codes
-from audiovq.transcode import decode_file, encode_file, unit_distances
+from audiovq.transcode import decode_file, encode_file, repack_file, unit_distances
 
 HOP = TINY.hop_length
 
@@ -163,6 +163,34 @@ def test_files_keep_everything_and_say_the_bitrate(model, wav, tmp_path):
     assert tokens.header == model.header(4, wav.shape[2])
     counts = count_codes([tmp_path / "a.npy"], 32)
     assert counts.sum(axis=1).tolist() == [len(level) for level in tokens.levels]
+
+
+def test_repacking_keeps_the_first_levels_at_their_rates(model, wav, tmp_path):
+    write_avq(tmp_path / "a.avq", model.encode(wav).indices[0].numpy(), model.header(4, 14_123))
+    for n_q in range(1, 5):
+        for suffix in ("npy", "avq"):
+            target = tmp_path / f"{n_q}.{suffix}"
+            repack_file(model, tmp_path / "a.avq", target, n_q=n_q, token_format=suffix)
+            tokens = read_tokens(target)
+            assert tokens.level_strides == model.header(n_q, 1).level_strides
+            np.testing.assert_array_equal(tokens.indices, model.encode(wav, n_q).indices[0])
+
+
+def test_edits_of_whole_groups_keep_the_rates_and_others_give_a_code_in_every_frame(model, wav):
+    codes, group = model.encode(wav), model.config.group_frames
+    level = model.config.level_strides.index(group)
+    old = int(codes.indices[0, level, 0])
+    everywhere = edit.replace(codes, old, (old + 1) % 32, model.config, level=level)
+    assert everywhere.level_strides == codes.level_strides
+    within = slice(group - 1, group)
+    once = edit.replace(codes, old, (old + 1) % 32, model.config, level=level, frames=within)
+    assert once.level_strides == ()
+    assert edit.take(codes, range(group, 4 * group), model.config).level_strides
+    assert edit.take(codes, range(1, 4 * group), model.config).level_strides == ()
+    assert edit.splice([codes], model.config).level_strides == codes.level_strides
+    swapped = edit.swap_acoustics(codes, everywhere, only_shared=False)[0]
+    assert swapped.level_strides == codes.level_strides
+    assert model.decode(once).shape == wav.shape
 
 
 def test_rates_are_what_is_counted(model):

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from audiovq.codes import Header, write_avq
+from audiovq.codes import Header, write_avq, write_npy
 from audiovq.files import FileRefused
 from audiovq.units.abx import abx, triphones
 from audiovq.units.alignments import Interval
@@ -110,6 +110,26 @@ def test_a_given_lag_holds_whatever_the_system_is_called(name: str) -> None:
     assert compare(units, phones, name=name).evaluations[name].shift == 0
     with pytest.raises(ValueError, match="two systems"):
         compare(units, phones, name=name, others={name: units})
+
+
+def test_systems_may_have_other_rates_than_the_measured_one(tmp_path: Path) -> None:
+    slow = {"u": np.arange(40) // 2 % 3}  # 25 a second
+    fast = {"u": np.repeat(slow["u"], 2)}
+    phones = {"u": [Interval(i * 0.08, (i + 1) * 0.08, "abc"[i % 3]) for i in range(20)]}
+    write_npy(tmp_path / "u.npy", fast["u"][None])
+    found = compare(
+        slow,
+        phones,
+        frame_rate=25.0,
+        file_rate=50.0,
+        others={"fast": fast},
+        other_rate=50.0,
+        baselines=[f"files={tmp_path}"],
+        shift=0,
+    )
+    assert {name: e.with_silence["pnmi"].value for name, e in found.evaluations.items()} == {
+        name: pytest.approx(1.0) for name in ("units", "fast", "files")
+    }
 
 
 def test_files_that_fit_no_alignment_for_sure_are_named() -> None:

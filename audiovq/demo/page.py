@@ -139,7 +139,7 @@ class Answers:
     def _token_files(self, heard: Heard, name: str) -> list[str]:
         folder = own_folder()
         header = self.model.header(len(heard.indices), len(heard.wav))
-        write_npy(folder / f"{name}.npy", heard.indices)
+        write_npy(folder / f"{name}.npy", heard.indices, level_strides=header.level_strides)
         write_avq(folder / f"{name}.avq", heard.indices, header)
         return [str(folder / f"{name}{suffix}") for suffix in (".npy", ".avq")]
 
@@ -173,7 +173,8 @@ def _sound_tab(answers: Answers, others: Others) -> None:
             value=config.n_codebooks,
             step=1,
             label="Levels",
-            info=f"{config.bitrate(1) / 1000:g} kbit/s each; the first alone are the units",
+            info=f"{config.bitrate(config.n_codebooks) / 1000:g} kbit/s in all; the first alone "
+            "are the units",
             elem_id="levels",
         )
         decoded = _sound("Decoded", "decoded")

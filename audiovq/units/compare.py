@@ -61,11 +61,13 @@ def compare(
     *,
     name: str = "units",
     frame_rate: float = 50.0,
+    file_rate: float | None = None,
     codebook_size: int | None = None,
     level: int = 0,
     speakers: str | None = None,
     shift: int | Literal["auto"] = "auto",
     others: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    other_rate: float | None = None,
     baselines: Sequence[str] = (),
     audio: str | Path | None = None,
     fit_audio: str | Path | None = None,
@@ -76,12 +78,13 @@ def compare(
     Files without alignment are left out and named in `unmatched`; alignments without file are
     left out too. Which belong together, `alignments.find` says. `speakers` is a rule of
     `speakers_by_rule`. `others` are more units of the same files and codebook, by name of the
-    system. Baselines:
+    system, `other_rate` a second where that is not `frame_rate`, the units a second. Baselines:
 
     - `mfcc`: k-means on MFCC of the recordings in `audio`, with as many units as the codebook
       has; fitted to the recordings in `fit_audio`, if given, else to the measured ones;
     - `permuted`: the same units in random order;
-    - `NAME=FOLDER`: other tokens of the same recordings, read by `read_units`.
+    - `NAME=FOLDER`: other tokens of the same recordings, read by `read_units` with `file_rate`, by
+      default `frame_rate`.
 
     `shift` is measured for each system when "auto". A number holds for all but `mfcc`, whose own is
     always measured. `codebook_size` is by default the largest unit plus one.
@@ -105,9 +108,11 @@ def compare(
 
     for system, found in [(name, units), *(others or {}).items()]:
         kept = {n: np.asarray(found[n]) for n in names}
-        add(system, System(kept, frame_rate, codebook_size, shift))
+        rate = frame_rate if system == name else other_rate or frame_rate
+        add(system, System(kept, rate, codebook_size, shift))
     for baseline in baselines:
-        add(*_baseline(baseline, systems[name], level, audio, fit_audio))
+        file_rate = file_rate or frame_rate
+        add(*_baseline(baseline, systems[name], level, file_rate, audio, fit_audio))
     speaker_list = None if speakers is None else speakers_by_rule(names, speakers)
     evaluations, errors = _measure(systems, name, aligned, speaker_list, with_abx=with_abx)
     return Comparison(
@@ -174,6 +179,7 @@ def _baseline(
     baseline: str,
     measured: System,
     level: int,
+    file_rate: float,
     audio: str | Path | None,
     fit_audio: str | Path | None,
 ) -> tuple[str, System]:
@@ -181,7 +187,7 @@ def _baseline(
     names, rate, size = list(measured.units), measured.frame_rate, measured.codebook_size
     other, equals, folder = baseline.partition("=")
     if equals and other and folder:
-        files = read_units(folder, level=level, frame_rate=rate)
+        files = read_units(folder, level=level, frame_rate=file_rate)
         where = find(names, files.units)
         missing = [n for n in names if n not in where]
         if missing:

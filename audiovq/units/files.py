@@ -34,8 +34,8 @@ def read_units(folder: str | Path, *, level: int = 0, frame_rate: float = 50.0) 
     """Read one level of the codes of every token file in a folder and its subfolders.
 
     Reads `.npy`, `.avq` and segments (`.tsv`). `frame_rate` is that of files which do not carry
-    one; `.avq` files do. `folder` may be a single file. Codes that stand for several frames are
-    there once, at a rate so much lower.
+    one, of segments the units a second; `.avq` files do. `folder` may be a single file. Codes that
+    stand for several frames are there once, at a rate so much lower.
 
     Raises `FileRefused` when there is none, when one is refused, has no such level, or when frame
     rates or the models of `.avq` files differ.
