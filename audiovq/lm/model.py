@@ -95,6 +95,8 @@ class LanguageModel:
         self.vocabulary = units.vocabulary
         self.n_q = 1 if acoustic is None else acoustic.vocabulary.n_q
         """Levels of what is generated."""
+        self.group_frames = max(codec.config.frames_per_code[: self.n_q])
+        """Frames after which all of them begin a code."""
 
     @classmethod
     def from_pretrained(
@@ -227,7 +229,7 @@ class LanguageModel:
             raise ValueError(
                 f"seconds must be above 0 and at most {MOST_SECONDS:g}, not {seconds}."
             )
-        group = self.vocabulary.group_frames
+        group = self.group_frames
         return group * max(1, round(seconds * self.vocabulary.frame_rate / group))
 
     def _prompt(self, wav: Tensor | np.ndarray) -> Tensor:
@@ -235,7 +237,7 @@ class LanguageModel:
         filled up with silence where there is nothing else."""
         if not math.prod(wav.shape):
             raise ValueError("the speech is empty; give a recording of at least one frame.")
-        group = self.vocabulary.group_frames
+        group = self.group_frames
         missing = group * self.vocabulary.hop_length - wav.shape[-1]
         wav = F.pad(torch.as_tensor(wav), (0, max(0, missing)))
         codes = self.codec.encode(wav, self.n_q).indices[0].cpu()
