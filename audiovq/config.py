@@ -124,6 +124,12 @@ class ModelConfig:
         self._check_types()
         strides = checked_strides(self.level_strides, self.n_codebooks)
         object.__setattr__(self, "level_strides", strides)  # one spelling, one fingerprint
+        for n_q in range(1, len(strides)):  # any first levels are tokens of their own
+            if any(max(strides[:n_q]) % stride for stride in strides[:n_q]):
+                raise ValueError(
+                    f"level_strides must also fit each other in the first {n_q} levels alone, each "
+                    f"a divisor of the largest there, not {list(strides)}."
+                )
         if not len(self.strides) == len(self.channels) == len(self.encoder_blocks) >= 1:
             raise ValueError(
                 "strides, channels and encoder_blocks must be lists of one length, not "

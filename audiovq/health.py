@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from audiovq.codes import read_tokens
+from audiovq.files import FileRefused
 
 COLLAPSED = 0.125
 """Active share at which a codebook is called collapsed."""
@@ -63,14 +64,26 @@ def count_codes(paths: Iterable[str | Path], size: int) -> np.ndarray:
     """How often each code is used over token files: int64 [n_q, K].
 
     size: K for files that do not say it (`.npy`). Levels that a file lacks count nothing from it.
-    Raises `FileRefused` for a file that is not tokens, and `ValueError` for codes beyond K.
+    Raises `FileRefused` for a file that is not tokens or of another model than those before, and
+    `ValueError` for codes beyond K.
     """
     counts = np.zeros((0, size), dtype=np.int64)
+    models: set[str] = set()
     for path in paths:
         tokens = read_tokens(path)
+        if tokens.header is not None:
+            models.add(tokens.header.fingerprint)
+            if len(models) > 1:
+                raise FileRefused(
+                    f"{path} was made by another model than the files before it; count those of "
+                    "one model."
+                )
         if tokens.header is not None and tokens.header.codebook_size != counts.shape[1]:
             if counts.any():
-                raise ValueError(f"{path} has another codebook_size than the files before it.")
+                raise ValueError(
+                    f"{path} has {tokens.header.codebook_size} codes a codebook; give that as "
+                    "--size for the .npy files before it."
+                )
             counts = np.zeros((0, tokens.header.codebook_size), dtype=np.int64)
         largest = int(tokens.indices.max())
         if largest >= counts.shape[1]:

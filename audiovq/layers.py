@@ -126,7 +126,7 @@ class RowLinear(nn.Module):
     def _noise(self) -> Tensor:
         # The order of a product's sums does not depend on the data, so noise finds any difference.
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(ROWS, self.width, generator=generator).to(self.bias.dtype)
+        return torch.randn(ROWS, self.width, generator=generator, device="cpu").to(self.bias.dtype)
 
     def _find_rows(self, n: int) -> int:
         """Rows to compute at once when there are n: n or a few more, or else the size of groups."""

@@ -2,6 +2,7 @@
 
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
@@ -53,8 +54,8 @@ class LiveReport:
 
     n_samples: int = 0
     """Samples at the model's rate."""
-    compute_times: list[float] = field(default_factory=list)
-    """Seconds from a chunk's arrival until its result was written, chunk by chunk."""
+    compute_times: deque[float] = field(default_factory=lambda: deque(maxlen=1 << 16))
+    """Seconds from a chunk's arrival until its result was written, of the last 65,536 chunks."""
     resampling_delay: float = 0.0
     """Seconds that the resampler holds back; 0 when the input has the model's rate."""
     broken: str | None = None
@@ -274,7 +275,7 @@ def _read_wav_header(source: BinaryIO) -> _Pcm:
     if pcm is None:
         raise refused
     if head[:4] != b"RIFF" and length == UNKNOWN_LENGTH:
-        length = long_length
+        return replace(pcm, n_bytes=long_length or _ENDLESS)
     return replace(pcm, n_bytes=_believed(length))
 
 

@@ -402,13 +402,17 @@ class AudioVQ(nn.Module):
         `coding_tables` also `tables.safetensors`.
 
         Raises `FileRefused` when a file exists or cannot be written, and `ValueError` for weights
-        that cannot be used, as `check_weights`.
+        that cannot be used, as `check_weights`, and a card that is no JSON.
         """
         folder = Path(folder)
         tables = self.coding_tables()
         for name in (CONFIG_FILE, WEIGHTS_FILE, *([TABLES_FILE] if tables else [])):
             refuse_existing(folder / name, overwrite=overwrite)  # all, before any is written
         self.check_weights()
+        try:
+            text = json.dumps({"card": self.card, "config": asdict(self.config)}, indent=2)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the card cannot be saved as JSON: {error}.") from error
         tensors = dict(self.state_dict())
         for name, parameter in self.named_parameters():
             half = parameter.detach().half()
@@ -416,7 +420,6 @@ class AudioVQ(nn.Module):
                 tensors[name] = half  # the same numbers in half the room
         with atomic_output(folder / WEIGHTS_FILE, overwrite=overwrite) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors))  # a full disk is an OSError
-        text = json.dumps({"card": self.card, "config": asdict(self.config)}, indent=2)
         with atomic_output(folder / CONFIG_FILE, overwrite=overwrite) as temporary:
             temporary.write_text(text + "\n")
         if tables is not None:

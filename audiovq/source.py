@@ -35,7 +35,7 @@ class Pitch(nn.Module):
     """Quantized latent [B, T, D] -> scores of the classes of the fundamental [B, T, 96].
 
     Frame t's score is for the fundamental at the end of the excitation that the decoder makes with
-    frame t; see `SourceFilter.lag`.
+    frame t; see `ModelConfig.source_delay`.
     """
 
     steps: Tensor

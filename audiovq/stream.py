@@ -213,7 +213,7 @@ class _Engine:
             return DECODE_BLOCK
         shape = (1, self.config.n_codebooks, DECODE_BLOCK)
         generator = torch.Generator().manual_seed(0)
-        codes = torch.randint(self.config.codebook_size, shape, generator=generator)
+        codes = torch.randint(self.config.codebook_size, shape, generator=generator, device="cpu")
         wav, state = self._decode_pieces([codes], self.initial_decoder_state)
         pieces = codes.split(DECODE_CUT, dim=2)
         other, after = self._decode_pieces(pieces, self.initial_decoder_state)
@@ -388,7 +388,7 @@ class Stream:
         state = {f"encoder.{i}": tensor for i, tensor in enumerate(self._encoder_state, first)}
         state |= {f"decoder.{i}": tensor for i, tensor in enumerate(self._decoder_state)}
         counts = [self._sent, self._n_samples, self._n_frames]
-        state |= {"pending": self._pending, "counts": torch.tensor(counts)}
+        state |= {"pending": self._pending, "counts": torch.tensor(counts, device="cpu")}
         return {name: tensor.clone() for name, tensor in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from audiovq.codes import (
     unpack_tokens,
 )
 from audiovq.config import ModelConfig
+from audiovq.entry import entry
 from audiovq.files import (
     STDIO,
     FileRefused,
@@ -63,7 +64,7 @@ class Transcoded:
     source: AudioInfo | None
     """The audio that was encoded; None after decoding."""
     shape: tuple[int, int]
-    """Levels and frames of the codes."""
+    """Levels and frames of the codes; of segments 1 and their number."""
     seconds: float
     """Duration of the audio at the model's rate."""
     n_bytes: int
@@ -216,6 +217,7 @@ def fit_price(model: AudioVQ, sources: Sequence[str | Path], units_per_second: f
     return float(f"{price:.4g}")
 
 
+@entry
 def unit_distances(model: AudioVQ, wav: Iterable[np.ndarray]) -> DistanceBlocks:
     """Squared distances of frames, or groups of them, to the codes of level 0, for `segment`.
 

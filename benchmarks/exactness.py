@@ -166,6 +166,12 @@ def between_capabilities(own_arguments: list[str]) -> None:
     print("\n" + machine.table(header, rows))
 
 
+def spread(paths: list[Path], n: int | None) -> list[Path]:
+    """`n` of the paths, evenly spaced; all when there are no more."""
+    n = min(n or len(paths), len(paths))
+    return [paths[i * len(paths) // n] for i in range(n)]
+
+
 def main() -> None:
     """See the head of this file."""
     if "--capabilities" in sys.argv:
@@ -188,7 +194,7 @@ def main() -> None:
     paths = [p for p in files_below(arguments.folder) if p.suffix.lower() in suffixes]
     if not paths:
         parser.error(f"{arguments.folder} holds no recordings")
-    paths = paths[:: max(1, len(paths) // (arguments.limit or len(paths)))]
+    paths = spread(paths, arguments.limit)
     torch.set_num_threads(1)
 
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -223,7 +229,7 @@ def main() -> None:
     batch: list[tuple[torch.Tensor, torch.Tensor]] = []
     if arguments.answers:
         write_answers(model, paths, arguments.answers, arguments.decode)
-    paths = paths[:: max(1, len(paths) // (arguments.ways or len(paths)))]
+    paths = spread(paths, arguments.ways)
     for number, path in enumerate(paths):
         wav = torch.from_numpy(load_audio(path, model.config.sample_rate))[None, None]
         whole = model.encode(wav).indices
@@ -272,6 +278,8 @@ def main() -> None:
     early = -(-model.config.receptive_field // hop)
     rows = []
     for name, parts in agree.items():
+        if not parts:  # no recording is longer than a slice
+            continue
         shares = torch.stack(parts).float()  # [slices, n_q, n_frames]
         columns = (shares, shares[:, :1], shares[:, :, early:])
         rows.append([f"audiovq, {name}", *(f"{100 * part.mean():.1f} %" for part in columns)])

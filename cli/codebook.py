@@ -11,7 +11,7 @@ from rich.table import Table
 from audiovq.codes import TOKEN_SUFFIXES
 
 from .failures import tell
-from .options import Force, Recursive
+from .options import Force, Model, Recursive, know_tables
 from .plan import check_picture, find_sources, refuse_sources
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def codebook(
     ] = None,
     force: Force = False,
     recursive: Recursive = True,
+    model: Model = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say how evenly the codes of each level are used over many token files.
@@ -50,6 +51,7 @@ def codebook(
     if picture is not None:
         refuse_sources(files, [str(picture)])
         check_picture(picture, overwrite=force)
+    know_tables(model)
     counts = count_codes(files, size)
     healths = [codebook_health(level) for level in counts]
     if picture is not None:

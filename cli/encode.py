@@ -137,6 +137,7 @@ def encode(
         raise typer.BadParameter(f"--coded is for .avq, not {suffix}; add --format avq.")
     if segment and any(target == STDIO for _, target in todo.pairs):
         raise typer.BadParameter("segments go to a file; name one with -o.")
+    everything = [source for source, _ in todo.pairs]  # all shards have one price
     share_of(todo, shard)
     if rate is not None:
         _check_rate(segment, price, sources)
@@ -150,7 +151,7 @@ def encode(
     if rate is not None:
         from audiovq.transcode import fit_price
 
-        price = fit_price(codec, [source for source, _ in todo.pairs], rate)
+        price = fit_price(codec, everything, rate)
         typer.echo(f"price for {rate:g} segments a second: --price {price:g}", err=True)
     convert = _Converter(
         model,

@@ -51,8 +51,12 @@ KeepBroken = Annotated[
 
 def know_tables(model: str) -> None:
     """Let coded tokens be read that a model's own tables may have coded."""
+    from audiovq import hub
     from audiovq.entropy import TABLES_FILE, read_tables, register
 
+    if hub.names_repository(model) and not Path(model).exists():
+        load_model(model)  # registers what lies beside it
+        return
     tables = Path(model) / TABLES_FILE
     if tables.is_file():
         register(read_tables(tables))

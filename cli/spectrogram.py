@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .failures import tell
-from .options import Force
+from .options import Force, Model, know_tables
 from .plan import check_picture, refuse_sources
 
 
@@ -23,6 +23,7 @@ def spectrogram(
     frame_rate: Annotated[
         float, typer.Option(min=0.001, help="Frames a second of tokens that do not say it (.npy).")
     ] = 50.0,
+    model: Model = "default",
     force: Force = False,
 ) -> None:
     """Draw spectrograms side by side, with the tokens under them on the same time axis.
@@ -38,6 +39,7 @@ def spectrogram(
     from audiovq.pictures import draw_spectrograms
 
     wavs = {name: AudioReader(name, sample_rate) for name in recordings}
+    know_tables(model)
     codes = read_tokens(tokens) if tokens is not None else None
     if codes is not None and codes.header is not None:
         frame_rate = codes.header.frame_rate

@@ -13,6 +13,7 @@ from audiovq.audio import load_audio
 from audiovq.codes import TOKEN_SUFFIXES
 from audiovq.files import FileRefused, atomic_output, refuse_existing, write_standard_output
 from audiovq.segment import run_lengths, to_text, write_segments
+from audiovq.units.abx import require_fastabx
 from audiovq.units.alignments import TimeUnit, find, read_alignments
 from audiovq.units.compare import SAMPLE_RATE, Comparison, compare, encode_units, segment_files
 from audiovq.units.files import (
@@ -34,7 +35,7 @@ from audiovq.units.report import (
 )
 
 from .failures import plain, tell
-from .options import Force, Json, Quiet, Recursive, print_table
+from .options import Force, Json, Model, Quiet, Recursive, know_tables, print_table
 from .plan import check_picture, plan
 from .work import Done, OnProgress, work
 
@@ -88,6 +89,7 @@ def evaluate_command(
     alignments: AlignmentFolder,
     level: Level = 0,
     frame_rate: FrameRate = 50.0,
+    model: Model = "default",
     codebook_size: Annotated[
         int | None, typer.Option(min=1, help="K, where the files do not say it.")
     ] = None,
@@ -132,6 +134,7 @@ def evaluate_command(
     for path in (discophon, phones_to):
         if path is not None:
             refuse_existing(path, overwrite=force)
+    know_tables(model)
     files = read_units(tokens, level=level, frame_rate=frame_rate)
     found = compare(
         files.units,
@@ -203,6 +206,14 @@ def report_command(
     --baseline mfcc -o report.html
     """
     refuse_existing(output, overwrite=force)
+    lag = _shift(shift)
+    if abx:
+        if speakers is None:
+            raise typer.BadParameter("--abx needs to know who speaks; add --speakers.")
+        require_fastabx()
+    for name in baseline or ():
+        if name not in ("mfcc", "permuted") and not all(name.partition("=")):
+            raise typer.BadParameter(f"--baseline is mfcc, permuted or NAME=DIR, not {name!r}.")
     from audiovq import AudioVQ
 
     phones = read_alignments(alignments, tier=tier, unit=times)
@@ -225,7 +236,7 @@ def report_command(
         codebook_size=codec.config.codebook_size,
         level=level,
         speakers=speakers,
-        shift=_shift(shift),
+        shift=lag,
         others=others,
         other_rate=codec.config.level_rate(0),
         baselines=baseline or (),
@@ -269,6 +280,7 @@ def text_command(
     ] = False,
     level: Level = 0,
     frame_rate: FrameRate = 50.0,
+    model: Model = "default",
     force: Force = False,
 ) -> None:
     """Write units as text, one line an utterance, for language-model training.
@@ -279,6 +291,7 @@ def text_command(
     """
     if output is not None:
         refuse_existing(output, overwrite=force)
+    know_tables(model)
     files = read_units(tokens, level=level, frame_rate=frame_rate)
     lines = [
         (f"{name}|" if names else "") + to_text(unit, dedup=dedup, durations=durations)
@@ -303,6 +316,7 @@ def merge_command(
     ],
     level: Level = 0,
     frame_rate: FrameRate = 50.0,
+    model: Model = "default",
     force: Force = False,
     recursive: Recursive = False,
     quiet: Quiet = False,
@@ -314,6 +328,8 @@ def merge_command(
 
     Example: audiovq units merge tokens/ -o segments/
     """
+
+    know_tables(model)
 
     def rename(path: Path) -> str:
         return path.stem + SEGMENT_SUFFIX

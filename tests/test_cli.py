@@ -324,6 +324,17 @@ def test_codebook_counts_what_is_used(run, tmp_path):
     assert "collapsed" in run("codebook", tmp_path).stdout
 
 
+def test_codebook_reads_what_the_tables_of_a_model_coded(run, coded_model, tmp_path, monkeypatch):
+    coded_model.save_pretrained(tmp_path / "m")
+    run("encode", EXAMPLES[1], "-o", tmp_path / "a.avq", "--coded", model=str(tmp_path / "m"))
+    monkeypatch.setattr("audiovq.entropy._known", {})
+    assert "--model" in run("codebook", tmp_path / "a.avq", code=1).output
+    levels = json.loads(
+        run("codebook", tmp_path / "a.avq", "--model", tmp_path / "m", "--json").stdout
+    )
+    assert levels["files"] == 1
+
+
 def test_spectrogram_draws_two_recordings_and_their_tokens(run, tmp_path):
     run("encode", EXAMPLES[1], "-o", tmp_path / "a.npy")
     run("decode", tmp_path / "a.npy", "-o", tmp_path / "a.wav")

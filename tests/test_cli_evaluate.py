@@ -133,3 +133,10 @@ def test_a_device_that_is_not_known_is_refused(run):
     result = run(CLIPS[1], "--device", "tpu", ok=False)
     assert result.exit_code == 2
     assert "'cuda'" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["quality", "run-0.5"])
+def test_a_plot_needs_no_suffix(run, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    run(CLIPS[1], CLIPS[1], "--metrics", "lsd", "--plot", tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

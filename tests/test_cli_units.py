@@ -211,6 +211,29 @@ def test_segments_at_a_rate(corpus: Path, tmp_path: Path, tiny_folder: Path) -> 
     assert CliRunner().invoke(app, piped).exit_code == 2
 
 
+def test_shards_have_one_price(corpus: Path, tmp_path: Path, tiny_folder: Path) -> None:
+    common = ["encode", str(corpus / "wavs"), "-r", "--model", str(tiny_folder), "--segment"]
+    said = [
+        CliRunner().invoke(
+            app, [*common, "--rate", "10", "--shard", f"{i}/2", "-o", str(tmp_path / str(i))]
+        )
+        for i in (1, 2)
+    ]
+    prices = {re.search(r"--price ([\d.]+)", result.stderr)[1] for result in said}
+    assert len(prices) == 1
+
+
+def test_report_says_what_is_wrong_before_it_encodes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiovq_cli.units.encode_units", lambda *_, **__: pytest.fail("encodes"))
+    common = ["report", "default", "--audio", str(corpus / "wavs"), "--alignments"]
+    common += [str(corpus / "phones"), "-o", str(tmp_path / "r.html")]
+    for wrong in (["--shift", "late"], ["--abx"], ["--baseline", "lpc"], ["--baseline", "=x"]):
+        result = CliRunner().invoke(units, [*common, *wrong])
+        assert result.exit_code == 2, result.output
+
+
 def test_report_is_one_page(corpus: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(

@@ -17,7 +17,7 @@ from audiovq import Codes, FileRefused, Header, ModelConfig
 from audiovq.codes import pack_avq
 from audiovq.quality import metrics, peers
 from audiovq.quality.evaluate import evaluate
-from audiovq.quality.files import read_texts
+from audiovq.quality.files import match_texts, read_texts
 from audiovq.quality.report import page_folder, plot_rate_quality, write_page
 from audiovq.quality.results import ORIGINAL, TABLE, Evaluation, Row, bootstrap_mean
 
@@ -445,3 +445,28 @@ def test_a_page_needs_the_audio(originals, tmp_path):
     found = evaluate(originals, originals, metrics=["lsd"])
     with pytest.raises(ValueError, match="evaluate with audio_dir"):
         write_page(found, tmp_path)
+
+
+def test_a_text_is_not_given_to_another_speaker(tmp_path):
+    files = [tmp_path / speaker / "u.1.wav" for speaker in ("s1", "s2")]
+    notes: list[str] = []
+    assert match_texts(tmp_path, files, {"s1/u.1": "one"}, notes) == {files[0]: "one"}
+    assert notes == ["1 of 2 originals have no text."]
+    both = {"s1/u.1": "one", "s2/u.1.wav": "two"}
+    assert match_texts(tmp_path, files, both, []) == dict(zip(files, ("one", "two")))
+    assert match_texts(tmp_path, files[:1], {"u.1": "one"}, []) == {files[0]: "one"}
+    with pytest.raises(FileRefused, match="name no original"):
+        match_texts(tmp_path, files, {"u.1": "one"}, [])
+
+
+def test_no_peer_left_is_refused(originals, no_tools):
+    with pytest.raises(FileRefused, match=r"nothing left to compare\. opus:6 needs opusenc"):
+        evaluate(originals, peers=["opus:6"], metrics=["lsd"])
+
+
+def test_two_decoded_files_of_one_name_are_refused(originals, tmp_path):
+    (tmp_path / "decoded").mkdir()
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / "decoded" / name, sound(8000, 1), RATE)
+    with pytest.raises(FileRefused, match="one name without suffix"):
+        evaluate(originals, tmp_path / "decoded", metrics=["lsd"])

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from audiovq.codes import Header, write_avq, write_npy
+from audiovq.files import FileRefused
 from audiovq.health import codebook_health, count_codes
 
 
@@ -45,3 +47,16 @@ def test_counts_add_up_over_files(tmp_path, rng):
     assert (counts[0] == expected).all()
     with pytest.raises(ValueError, match="--size"):
         count_codes(paths, 4)
+
+
+def test_codes_of_two_models_are_not_added_up(tmp_path):
+    for name in ("a", "b"):
+        header = Header("m", f"fingerprint {name}", 16_000, 320, 8, 1, 640)
+        write_avq(tmp_path / f"{name}.avq", np.zeros((1, 2), int), header)
+    files = sorted(tmp_path.iterdir())
+    assert count_codes(files[:1], 1024).tolist() == [[2, *[0] * 7]]
+    with pytest.raises(FileRefused, match="another model"):
+        count_codes(files, 1024)
+    write_npy(tmp_path / "0.npy", np.zeros((1, 2), int))
+    with pytest.raises(ValueError, match="give that as --size"):
+        count_codes([tmp_path / "0.npy", files[0]], 1024)

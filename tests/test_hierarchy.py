@@ -247,6 +247,7 @@ def test_strides_of_one_are_the_model_without_them(tiny_model):
     [
         ({"level_strides": (2, 1)}, "level_strides must be 4 whole numbers"),
         ({"level_strides": (2, 3, 1, 1)}, "each a divisor of the largest"),
+        ({"level_strides": (2, 3, 6, 6), "block_frames": 6}, "in the first 2 levels alone"),
         ({"level_strides": (8, 1, 1, 1)}, "block_frames must be a multiple of the largest"),
         ({"level_strides": (64, 1, 1, 1)}, "level_strides must be at most 32"),
         ({"level_strides": (0, 1, 1, 1)}, "level_strides must be a list of whole numbers >= 1"),

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from audiovq import FileRefused, read_tokens
+from audiovq import FileRefused, live, read_tokens
 from audiovq.audio import as_int16
 from audiovq.codes import StreamReader, StreamWriter, pack_avq, unpack_tokens
 from audiovq.live import decode_live, encode_live
@@ -117,6 +117,13 @@ def test_a_long_length_is_that_of_ds64(tiny_model, samples):
         data = by_hand(samples, 0xFFFFFFFF, before, after)
         for name in (b"RF64", b"BW64"):
             assert encoded(tiny_model, name + data[4:]) == expected
+
+
+@pytest.mark.parametrize("length", [0x7FFFF000, 5 << 30])
+def test_the_64_bits_of_ds64_are_believed(samples, length):
+    before = b"ds64" + struct.pack("<IQQQI", 28, 0, length, 0, 0)
+    data = b"RF64" + by_hand(samples, 0xFFFFFFFF, before)[4:]
+    assert live._read_wav_header(io.BytesIO(data)).n_bytes == length
 
 
 class Counting(io.BytesIO):

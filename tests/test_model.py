@@ -1,5 +1,7 @@
 """Laws of encode, decode, save and load."""
 
+import copy
+import datetime
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -325,3 +327,22 @@ def test_a_model_with_broken_tables_is_refused(tiny_folder, tmp_path):
     (tmp_path / "model" / "tables.safetensors").write_bytes(b"no tables")
     with pytest.raises(FileRefused, match=r"tables\.safetensors is no file of tables"):
         AudioVQ.from_pretrained(tmp_path / "model")
+
+
+def test_a_card_that_is_no_json_writes_nothing(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    model = started_model(TINY).grown(unit_blocks=1)
+    model.card["made"] = datetime.date(2026, 1, 1)
+    with pytest.raises(ValueError, match="card cannot be saved"):
+        model.save_pretrained(tmp_path / "m", overwrite=True)
+    AudioVQ.from_pretrained(tmp_path / "m")
+
+
+def test_another_default_device_changes_nothing(speech):
+    model = started_model(TINY)
+    codes = model.encode(speech)
+    wav = model.decode(codes)
+    twin = copy.deepcopy(model)
+    with torch.device("meta"):
+        assert torch.equal(twin.encode(speech).indices, codes.indices)
+        assert torch.equal(twin.decode(codes), wav)

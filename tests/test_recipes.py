@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -207,6 +208,9 @@ def test_speech_mix_trains_on_teacher_and_labels(tmp_path, monkeypatch):
     manifests = sorted((out / "train").glob("*.jsonl.gz"))
     for _ in range(2):  # the second run finds everything there
         teacher["main"](str(out / "raw"), out / "teacher", manifests)
+    shutil.copytree(out / "raw", out / "other")
+    with pytest.raises(SystemExit, match=r"holds features of .*raw; name another"):
+        teacher["main"](str(out / "other"), out / "teacher", manifests)
     monkeypatch.chdir(tmp_path)
     settings = read_recipe(
         RECIPES / "speech_mix" / "recipe.toml",

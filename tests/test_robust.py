@@ -333,3 +333,15 @@ def test_bad_arguments_say_what_is_allowed(
         CliRunner().invoke(units_app, [*base, *arguments], catch_exceptions=False)
     with pytest.raises(ValueError, match="both folders"):
         command_tokenizer("prog {out}")
+
+
+def test_the_probe_looks_up_whose_units_they_are() -> None:
+    names = [f"s{i % 3}/{i}" for i in range(9)]
+    speech = Speech({n: np.zeros(192_000, np.float32) for n in names}, [n[:2] for n in names])
+
+    def tell(wavs):
+        units = {name: np.full(600, int(name[1])) for name in reversed(list(wavs))}
+        return {"x": UnitFiles(units, 50.0, 3)}
+
+    probe = robustness(speech, [tell], [], n_bootstrap=0).probes["x"]
+    assert probe.accuracy == Measure(1.0, 1.0, 1.0)

@@ -221,3 +221,10 @@ def test_plain_arrays_become_whole_frames_of_the_model(coded_model, tmp_path):
         repack_file(coded_model, tmp_path / "b.npy", tmp_path / "b.avq")
     with pytest.raises(FileRefused, match="2 levels"):
         repack_file(coded_model, tmp_path / "a.npy", tmp_path / "b.avq", n_q=3)
+
+
+def test_autocast_around_changes_no_distance(tiny_model, speech):
+    blocks = [speech[0, 0].numpy()]
+    expected = np.concatenate(list(unit_distances(tiny_model, blocks)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(np.concatenate(list(unit_distances(tiny_model, blocks))), expected)

@@ -68,12 +68,15 @@ def measure(task: Task) -> list[Row]:
     spoken = task.text
     if spoken is None:
         spoken = transcribe(task.wav, plan.asr) if "wer" in plan.metrics and plan.asr else ""
-    rows = []
+    rows: list[Row] = []
     for clip in clips:
         values, n_words = _values(task, clip, spoken)
         audio = None
         if plan.audio_dir is not None:
-            audio = f"{task.slug}/{clip.system.replace(':', '-').replace(' ', '-')}.flac"
+            name = clip.system.replace(":", "-").replace(" ", "-")
+            audio = f"{task.slug}/{name}.flac"
+            if any(row.audio == audio for row in rows):  # a folder opus-6 beside opus:6
+                audio = f"{task.slug}/{len(rows)}-{name}.flac"
             save_audio(plan.audio_dir / audio, clip.wav, SAMPLE_RATE)
         rows.append(
             Row(

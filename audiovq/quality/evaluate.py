@@ -82,6 +82,8 @@ def evaluate(
         raise ValueError("there is nothing to compare; give decoded files, a model or peers.")
     notes: list[str] = []
     names, peers = _usable_metrics(metrics, asr, notes), _usable_peers(peers, notes)
+    if decoded is None and not levels and not peers:
+        raise FileRefused(f"There is nothing left to compare. {' '.join(notes)}")
     root, files = list_audio(Path(reference), limit)
     spoken = None if texts is None else match_texts(root, files, read_texts(texts), notes)
     sources = [_original()] if any(of_original(name, spoken is not None) for name in names) else []

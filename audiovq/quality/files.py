@@ -1,6 +1,6 @@
 """Originals, the decoded files that belong to them, and what is said in them."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from audiovq.audio import audio_suffixes
 from audiovq.files import FileRefused, files_below, read_text
@@ -34,17 +34,32 @@ def read_texts(path: str | Path) -> dict[str, str]:
 def match_texts(
     root: Path, files: list[Path], texts: dict[str, str], notes: list[str]
 ) -> dict[Path, str]:
-    """The text of each original, by its path below the folder or by its own name if one has it."""
-    by_stem: dict[str, list[str]] = {}
+    """The text of each original, by its path below the folder, or by the end of it, such as its own
+    name, where no other original ends so."""
+    suffixes = audio_suffixes()
+
+    def plain(name: str) -> PurePosixPath:
+        path = PurePosixPath(name)
+        return path.with_suffix("") if path.suffix.lower() in suffixes else path
+
+    def alike(one: PurePosixPath, other: PurePosixPath) -> bool:
+        n = min(len(one.parts), len(other.parts))
+        return one.parts[-n:] == other.parts[-n:]
+
+    known: dict[str, dict[PurePosixPath, str]] = {}
     for name, text in texts.items():
-        by_stem.setdefault(Path(name).stem, []).append(text)
+        known.setdefault(plain(name).name, {})[plain(name)] = text
+    places = {path: plain(path.relative_to(root).as_posix()) for path in files}
+    rivals: dict[str, list[PurePosixPath]] = {}
+    for place in places.values():
+        rivals.setdefault(place.name, []).append(place)
     found = {}
-    for path in files:
-        below = path.relative_to(root)
-        named = texts.get(below.as_posix()) or texts.get(below.with_suffix("").as_posix())
-        others = by_stem.get(path.stem, [])
-        if named or len(others) == 1:
-            found[path] = named or others[0]
+    for path, place in places.items():
+        here = known.get(place.name, {})
+        fits = [place] if place in here else [name for name in here if alike(name, place)]
+        alone = len(fits) == 1 and sum(alike(fits[0], other) for other in rivals[place.name]) == 1
+        if place in here or alone:
+            found[path] = here[fits[0]]
     if not found:
         raise FileRefused(
             f"the texts name no original, such as {files[0].relative_to(root).with_suffix('')}; "
@@ -84,7 +99,13 @@ def match_decoded(
         if len(files) > 1:
             raise FileRefused(f"{decoded} is one file and the originals are {len(files)}.")
         return {files[0]: decoded}
-    by_name = {p.relative_to(below).with_suffix(""): p for p in candidates}
+    by_name: dict[Path, Path] = {}
+    for path in candidates:
+        other = by_name.setdefault(path.relative_to(below).with_suffix(""), path)
+        if other != path:
+            raise FileRefused(
+                f"{path} and {other.name} have one name without suffix; keep one of them."
+            )
     matches = {
         path: by_name[name]
         for path in files

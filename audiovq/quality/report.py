@@ -52,7 +52,8 @@ def plot_rate_quality(evaluation: Evaluation, path: str | Path, *, overwrite: bo
     )
     with atomic_output(path, overwrite=overwrite) as temporary:
         try:
-            figure.savefig(temporary, dpi=130)
+            named = Path(path).suffix[1:2].isalpha()  # not the .5 of run-0.5
+            figure.savefig(temporary, dpi=130, format=None if named else "png")
         except ValueError as error:
             raise FileRefused(f"{path} is not a picture that matplotlib writes: {error}") from error
 

@@ -284,7 +284,10 @@ def robustness(
     if speech.speakers is not None:
         for kind, units in clean.items():
             probe = speaker_probe(
-                list(units.units.values()), speech.speakers, frame_rate=units.frame_rate
+                [np.asarray(units.units[name]) for name in speech.wavs],
+                speech.speakers,
+                frame_rate=units.frame_rate,
+                n_bootstrap=n_bootstrap,
             )
             if probe is not None:
                 probes[kind] = probe

@@ -47,7 +47,7 @@ def main(teacher: str, out: Path, manifests: Annotated[list[Path], typer.Argumen
     try:
         corpora = [read_manifest(path) for path in manifests]
         features = open_teacher(teacher)
-        mean, components = projection(features, corpora, out)
+        mean, components = projection(features, corpora, out, teacher)
         cuts = [cut for corpus in corpora for cut in corpus]
         for done, cut in enumerate(cuts, 1):
             write_features(features, cut, mean, components, out)
@@ -165,16 +165,23 @@ def normalised(features: np.ndarray) -> np.ndarray:
 
 
 def projection(
-    features: Features, corpora: list[list[Cut]], out: Path
+    features: Features, corpora: list[list[Cut]], out: Path, teacher: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and whitened components [DIM, D], from pca.npz or fitted and written there."""
+    """Mean [D] and whitened components [DIM, D], from pca.npz or fitted and written there.
+
+    Raises `FileRefused` when they are of another teacher.
+    """
     path = out / "pca.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
+            if "teacher" in stored and str(stored["teacher"]) != teacher:
+                raise FileRefused(
+                    f"{out} holds features of {stored['teacher']}; name another folder."
+                )
             return stored["mean"], stored["components"]
     mean, components = whitening(sample(features, corpora))
     with atomic_output(path) as temporary:
-        np.savez(temporary, mean=mean, components=components)
+        np.savez(temporary, mean=mean, components=components, teacher=np.array(teacher))
     return mean, components
 
 
