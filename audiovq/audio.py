@@ -40,13 +40,33 @@ UNKNOWN_LENGTH = 0xFFFFFFFF
 PART_TOLERANCE = 0.025
 """Seconds by which a part may end after its recording: tables round."""
 
+MOST_SAMPLES = 1 << 48
+"""Of a file: more are libsndfile's number for not knowing how long one is."""
+
 _BLOCK = 1 << 16  # samples read at a time, before resampling
 _BLOCK_VALUES = 1 << 21  # samples times channels
 
 
+class SoundFile(soundfile.SoundFile):
+    """soundfile's, which also reads to the end what does not say how long it is, as FLAC that a
+    program wrote to a pipe: libsndfile takes it for endless, and fails where soundfile has it seek
+    the end after the last block. `frames` is 0 then."""
+
+    @property
+    def frames(self) -> int:
+        """Samples of a channel, 0 where that is not known."""
+        found = int(super().frames)
+        return 0 if found > MOST_SAMPLES else found
+
+    def seekable(self) -> bool:
+        """Whether there is another place than the next one."""
+        return super().frames <= MOST_SAMPLES and bool(super().seekable())
+
+
 @dataclass(frozen=True)
 class AudioInfo:
-    """What an audio file says of itself: rate in Hz, channels, and samples per channel."""
+    """What an audio file says of itself: rate in Hz, channels, and samples per channel, of which 0
+    are said where the file does not know."""
 
     sample_rate: int
     channels: int
@@ -110,6 +130,11 @@ class AudioReader:
 
     def _seek(self, start: float, duration: float | None) -> None:
         rate, n_samples = self.source.sample_rate, self.source.n_samples
+        if not self._file.seekable():
+            raise FileRefused(
+                f"{self.path} does not say how long it is, as what came through a pipe, so it can "
+                "be read as a whole alone; write it to a file anew."
+            )
         whole = n_samples / rate
         end = whole if duration is None else start + duration
         if not 0 <= start < end or end > whole + PART_TOLERANCE:
@@ -149,7 +174,7 @@ class AudioReader:
                 if last:
                     return
 
-    def _read(self, file: soundfile.SoundFile) -> np.ndarray:
+    def _read(self, file: SoundFile) -> np.ndarray:
         n_samples = min(_BLOCK, max(1, _BLOCK_VALUES // file.channels))
         if self._left is not None:
             n_samples = min(n_samples, self._left)
@@ -272,7 +297,7 @@ def save_audio(
         file.write(wav)
 
 
-def open_audio(path: str | Path, data: bytes | None = None) -> soundfile.SoundFile:
+def open_audio(path: str | Path, data: bytes | None = None) -> SoundFile:
     """Open an audio file; "-" is standard input. Raises `FileRefused` as `AudioReader` does.
 
     data: its bytes, where it is no file of its own; `path` then names it in messages.
@@ -286,7 +311,7 @@ def open_audio(path: str | Path, data: bytes | None = None) -> soundfile.SoundFi
         _check_readable(path)
         source = spelled(path)
     try:
-        file = soundfile.SoundFile(source)
+        file = SoundFile(source)
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         raise FileRefused(
             f"{path} is not audio that libsndfile reads (WAV, FLAC, OGG, Opus, MP3, AIFF, ...)."

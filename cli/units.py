@@ -297,12 +297,12 @@ def text_command(
         (f"{name}|" if names else "") + to_text(unit, dedup=dedup, durations=durations)
         for name, unit in sorted(files.units.items())
     ]
+    text = "\n".join(lines) + "\n"  # of names that may be no UTF-8
     if output is None:
-        text = "\n".join(lines) + "\n"
         write_standard_output(text.encode(errors="backslashreplace"))
         return
     with atomic_output(output, overwrite=force) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     _say(f"{output}: {len(lines)} utterances")
 
 

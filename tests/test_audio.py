@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import soundfile
+from tiny import EXAMPLES
 
 from audiovq.audio import AudioReader, audio_suffixes, load_audio, save_audio
 from audiovq.files import FileRefused
@@ -209,3 +210,19 @@ def test_names_in_another_encoding_are_read_and_written(tmp_path):
     assert np.allclose(load_audio(path, 16_000), wav, atol=1 / 32_768)
     assert np.allclose(read_crop(path, 0, 5_000, 16_000), wav, atol=1 / 32_768)
     assert recordings.scan_file(path).n_samples == 5_000
+
+
+def test_a_flac_that_does_not_say_how_long_it_is_is_read_to_its_end(tmp_path):
+    """As programs write it to pipes."""
+    data = bytearray(EXAMPLES[1].read_bytes())
+    data[21] &= 0xF0  # the number of samples in STREAMINFO
+    data[22:26] = bytes(4)
+    path = tmp_path / "a.flac"
+    path.write_bytes(data)
+    reader = AudioReader(path, 16_000)
+    assert reader.source.n_samples == 0
+    np.testing.assert_array_equal(np.concatenate(list(reader)), load_audio(EXAMPLES[1], 16_000))
+    with pytest.raises(FileRefused, match="does not say how long it is"):
+        AudioReader(path, 16_000, start=1.0)
+    _, unreadable = recordings.find_recordings(tmp_path)
+    assert unreadable == {str(path): "it does not say how long it is"}

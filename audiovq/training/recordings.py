@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 
-from audiovq.audio import audio_suffixes, check_level, check_rate, spelled
+from audiovq.audio import MOST_SAMPLES, audio_suffixes, check_level, check_rate, spelled
 from audiovq.files import FileRefused, atomic_output, files_below
 
 if TYPE_CHECKING:
@@ -130,8 +130,9 @@ def find_recordings(
         except (soundfile.LibsndfileError, OSError) as error:
             unreadable[str(path)] = f"libsndfile cannot open it: {_words(error)}"
             continue
-        if info.frames < 1:
-            unreadable[str(path)] = "it holds no samples"
+        if not 1 <= info.frames <= MOST_SAMPLES:
+            why = "holds no samples" if info.frames < 1 else "does not say how long it is"
+            unreadable[str(path)] = f"it {why}"
             continue
         cuts.append(
             recording_cut(
