@@ -105,7 +105,7 @@ def test_tables_are_one_command_and_coding_another(tiny_model, tmp_path, rng):
     assert "--force" in run("tables", tokens, "--model", model, code=3)
     small = tmp_path / "small"
     out = run("repack", tokens, "-o", small, "--format", "avq", "--coded", "--model", model)
-    assert "4 x 40 tokens" in out
+    assert "4 levels, 40 frames" in out
     for path in small.iterdir():
         assert path.stat().st_size < (tokens / path.name).stat().st_size
         np.testing.assert_array_equal(
