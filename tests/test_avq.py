@@ -13,6 +13,7 @@ from tiny import random_tables
 
 from audiovq import FileRefused, Header
 from audiovq.avq import StreamReader, StreamWriter, pack_avq, unpack_avq
+from audiovq.codes import unpack_tokens
 from audiovq.entropy import register
 
 TABLES = random_tables(HEADER.fingerprint, HEADER.n_q, HEADER.codebook_size)
@@ -252,3 +253,15 @@ def test_numbers_in_a_coded_stream_have_one_spelling_and_a_bound(number):
     stream = live_stream(likely_codes()[:, :0], HEADER, 0, tables=TABLES)[:-13]
     with pytest.raises(FileRefused, match="damaged"):
         list(StreamReader(io.BytesIO(stream + number + bytes(20))))
+
+
+@pytest.mark.parametrize("form", ["live", "coded live"])
+def test_what_came_of_a_broken_stream_is_kept_where_that_is_asked_for(form):
+    data = avq_of(form, likely_codes())[:-13]
+    tokens = unpack_tokens(data, "a.avq", keep_broken=True)
+    np.testing.assert_array_equal(tokens.indices, likely_codes())
+    assert "a.avq broke off" in tokens.broken
+    assert (tokens.coded_bytes is None) == (form == "live")
+    for unpack in (unpack_tokens, unpack_avq):
+        with pytest.raises(FileRefused, match=r"a\.avq broke off"):
+            unpack(data, "a.avq")

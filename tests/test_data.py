@@ -175,6 +175,7 @@ def test_level_changes_but_never_clips():
         assert max(gains) <= min(12.0, -20 * np.log10(peak)) + 0.01
         assert max(gains) - min(gains) > 5
     assert np.array_equal(_change_level(wav / 2, 0.0, rng), wav / 2)
+    assert not _change_level(np.zeros(4, np.float32), 12.0, rng).any()
 
 
 def test_unreadable_recordings_are_replaced_and_reach_the_training_process(tmp_path):
@@ -246,6 +247,26 @@ def test_teacher_and_labels_keep_to_a_crop_of_another_speed(tmp_path):
         speeds.append(np.diff(middle[whole]).mean())
     assert 0.79 < min(speeds) < 0.85
     assert 1.18 < max(speeds) < 1.26
+
+
+def test_codes_and_pitch_lie_on_the_frames_of_the_crop_and_the_last_row_goes_on(tmp_path):
+    cut = Cut("a", str(EXAMPLES[0]), 0.0, 25 * HOP / 16_000)  # one crop
+    for name in ("tokens", "pitch", "labels"):
+        (tmp_path / name).mkdir()
+    np.save(tmp_path / "tokens" / "a.npy", np.stack([np.arange(25), 25 - np.arange(25)], 1))
+    folders = {f"{name}_folder": str(tmp_path / name) for name in ("tokens", "pitch", "labels")}
+    data = dataset([cut], n_codebooks=2, **folders)
+    assert not data[0]["pitch"].any()
+    np.save(tmp_path / "pitch" / "a.npy", 100.0 + np.arange(25))
+    np.save(tmp_path / "labels" / "a.npy", np.array([3, 7], np.int8))
+    item = data[0]
+    assert item["tokens"].tolist() == [[*range(25)], [*range(25, 0, -1)]]
+    assert item["pitch"].tolist() == [*range(100, 125)]
+    assert item["labels"].tolist() == [3, *[7] * 24]
+    with pytest.raises(FileRefused, match=r"holds the label 7, and data\.n_labels is 4"):
+        dataset([cut], n_labels=4, labels_folder=folders["labels_folder"])[0]
+    with pytest.raises(FileRefused, match="has no codes in"):
+        dataset([cut], n_codebooks=2, tokens_folder=str(tmp_path / "labels" / "none"))[0]
 
 
 def test_a_damaged_teacher_file_is_refused(tmp_path):
