@@ -349,6 +349,14 @@ class ModelConfig:
         """Codes per second of `n_q` levels: the tokens of a language model."""
         return codes_per_second(self.sample_rate, self.hop_length, self.frames_per_code[:n_q])
 
+    def doubling_levels(self) -> list[int]:
+        """Numbers of levels to compare: those at which the bitrate has doubled, and all of them."""
+        first, wanted = self.codes_per_second(1), []
+        for n_q in range(1, self.n_codebooks + 1):
+            if self.codes_per_second(n_q) >= first * 2 ** len(wanted):
+                wanted.append(n_q)
+        return sorted({*wanted, self.n_codebooks})
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Build from plain values. Raises `ValueError` for a name that is not a field."""

@@ -30,8 +30,8 @@ def evaluate(
     n_q: Annotated[
         str | None,
         typer.Option(
-            help="Numbers of levels to run the model at, as 1,2,4,8 (the default without "
-            "DECODED, as far as the model goes); none to leave the model out."
+            help="Numbers of levels to run the model at, as 1,3,5,9; none to leave the model out. "
+            "Without it and without DECODED: those at which the bitrate doubles, and all."
         ),
     ] = None,
     peers: Annotated[
@@ -150,7 +150,7 @@ def _model_and_levels(
     model = load_model(name, device)
     n_codebooks = model.config.n_codebooks
     if n_q is None:
-        return model, sorted({k for k in (1, 2, 4, 8, 16) if k < n_codebooks} | {n_codebooks})
+        return model, model.config.doubling_levels()
     try:
         return model, [model.check_n_q(int(k)) for k in _split(n_q)]
     except ValueError as error:

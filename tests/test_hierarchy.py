@@ -205,6 +205,24 @@ def test_rates_are_what_is_counted(model):
         assert sum(rates) == pytest.approx(config.codes_per_second(n_q))
 
 
+@pytest.mark.parametrize(
+    ("n_codebooks", "strides", "levels"),
+    [
+        (2, (), [1, 2]),
+        (3, (), [1, 2, 3]),
+        (8, (), [1, 2, 4, 8]),
+        (11, (), [1, 2, 4, 8, 11]),
+        (9, (2, 2, 1, 1, 1, 1, 1, 1, 1), [1, 2, 3, 5, 9]),
+        (4, (1, 2, 4, 4), [1, 4]),
+    ],
+)
+def test_the_levels_to_compare_double_the_bitrate(n_codebooks, strides, levels):
+    config = ModelConfig(n_codebooks=n_codebooks, level_strides=strides)
+    assert config.doubling_levels() == levels
+    rates = [config.bitrate(n_q) / config.bitrate(1) for n_q in levels]
+    assert all(rate >= 2**n for n, rate in enumerate(rates[:-1]))
+
+
 def test_a_language_model_gets_every_code_once(model, wav):
     strides = model.config.level_strides
     codes = model.encode(wav)

@@ -148,7 +148,7 @@ def test_the_bundled_one_goes_on_in_the_bundled_tokens(speech):
     files = [path for path in DEFAULT_FOLDER.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {"config.json", "model.safetensors"}
     assert sum(path.stat().st_size for path in files) < 30e6
-    codes = lm.codec.encode(speech, 1).indices[0, 0].numpy()
+    codes = lm.codec.encode(speech, 1).levels[0][0].numpy()
     assert lm.score_units(codes).per_unit > lm.score_units(codes[::-1].copy()).per_unit + 1
     prompt = speech[:, :, : 50 * HOP]
     wav = lm.continue_speech(prompt, 0.2).wav

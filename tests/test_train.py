@@ -34,7 +34,6 @@ from audiovq.training.loop import Run, train
 from audiovq.training.losses import MelLoss, unit_losses
 from audiovq.training.recipe import DataSettings, ManifestSettings, Recipe, TrainSettings
 from audiovq.training.start import initial_model
-from audiovq.training.validate import validation_levels
 
 pytestmark = pytest.mark.filterwarnings(
     # Fabric's own, on every start; none of them is about what is done here.
@@ -215,7 +214,6 @@ def test_one_codebook_validates(recipe, manifest, tmp_path):
     data = replace(recipe.data, validation=str(manifest), validation_clips=1)
     out = train(replace(recipe, model=one, data=data), tmp_path / "run")
     assert "validation_mel_n_q_1" in metrics(out)[-1]
-    assert [validation_levels(n) for n in (1, 2, 3, 8)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8]]
 
 
 def test_the_start_says_what_is_trained_and_the_first_steps_are_logged(

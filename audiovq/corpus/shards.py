@@ -15,7 +15,7 @@ A row of a Parquet shard is a recording:
     segment_units   list of uint16, with --segments
     segment_frames  list of uint32, how many codes of level 0 each segment lasts
 
-A column for each level, so that a reader of units reads an eighth of the file. Levels of coarser
+A column for each level, so that a reader of units reads a small part of the file. Levels of coarser
 rates, whose codes stand for several frames each (`level_strides`), have shorter lists: each code
 once. The schema's metadata has under `audiovq` a JSON object: `Settings.metadata`.
 

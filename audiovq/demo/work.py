@@ -14,7 +14,7 @@ from audiovq.model import AudioVQ
 from audiovq.segment import from_text
 from audiovq.transcode import check_header
 
-ALONE_FRAMES = (5, 15, 5)
+ALONE_FRAMES = (6, 14, 6)
 """Frames of silence, of the unit, and of silence again, in what a unit sounds like alone."""
 
 

@@ -16,7 +16,7 @@ class Sampling:
     """Of the units: above 1 wilder, below 1 tamer, 0 for the likeliest; .001 to 10."""
     top_p: float = 0.95
     """Units are drawn from the likeliest ones that share this probability, above 0 to 1."""
-    acoustic_temperature: float = 0.7
+    acoustic_temperature: float = 0.5
     """Of the sound, as `temperature`."""
 
     def __post_init__(self) -> None:

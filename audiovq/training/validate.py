@@ -24,11 +24,6 @@ DISTILLMOS_RATE = 16_000
 """The rate in Hz at which DistillMOS listens."""
 
 
-def validation_levels(n_codebooks: int) -> list[int]:
-    """Numbers of levels that validation tries."""
-    return sorted({1, min(2, n_codebooks), max(1, n_codebooks // 2), n_codebooks})
-
-
 def validation_clips(recipe: Recipe) -> list[Tensor]:
     """Validation recordings [1, 1, N], cut to `LONGEST_SECONDS`."""
     if not recipe.data.validation:
@@ -59,7 +54,7 @@ def validate(
     on_decoded: called with clip, levels and sound. STOI and DistillMOS are left out when their
     packages are missing or they are not defined for a clip.
     """
-    levels = validation_levels(model.config.n_codebooks) if quantize else [0]
+    levels = model.config.doubling_levels() if quantize else [0]
     values: dict[str, float] = {}
     for n_q in levels:
         scores: dict[str, list[float]] = {"mel": [], "stoi": [], "distillmos": []}

@@ -41,14 +41,14 @@ def listen(name: str, wav: torch.Tensor) -> None:
 # %% [markdown]
 # ## Sound to codes
 #
-# A frame of 20 ms becomes a code at each level. Level 0 is the unit.
+# Level 0 are the units, a code for 40 ms; most other levels have one for each frame of 20 ms.
 
 # %%
 path = Path("examples/sense_and_sensibility_01_austen_64kb-0880.flac")
 wav = torch.from_numpy(load_audio(path, config.sample_rate))[None, None]  # [1, 1, N]
 codes = model.encode(wav)
 print(codes.indices.shape)  # [1, n_q, T]
-print(codes.indices[0, 0, :20].tolist())
+print(codes.levels[0][0, :20].tolist())
 
 # %% [markdown]
 # Units that repeat are one stretch of sound.
@@ -63,7 +63,7 @@ for unit, start, frames in run_lengths(codes.indices[0, 0].numpy())[:8]:
 
 # %%
 for level in (0, 1):
-    counts = np.bincount(codes.indices[0, level].numpy(), minlength=config.codebook_size)
+    counts = np.bincount(codes.levels[level][0].numpy(), minlength=config.codebook_size)
     print(level, codebook_health(counts))
 
 # %% [markdown]
@@ -71,7 +71,7 @@ for level in (0, 1):
 
 # %%
 listen("original", wav)
-for n_q in (1, 2, config.n_codebooks):
+for n_q in (1, 3, config.n_codebooks):
     listen(f"levels-{n_q}", model.decode(codes.indices[:, :n_q])[:, :, : wav.shape[2]])
 
 # %% [markdown]
