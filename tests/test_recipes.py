@@ -12,7 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
+from tiny import TINY as TINY_MODEL
+from tiny import started_model
 
+from audiovq import AudioVQ
 from audiovq.training.data import Cut, read_manifest
 from audiovq.training.recipe import read_recipe
 
@@ -308,6 +312,34 @@ def test_arguments_are_explained(capsys: pytest.CaptureFixture, monkeypatch: pyt
         prepare("ljspeech", [], monkeypatch)
     assert stop.value.code == 2
     assert "CORPUS_DIR" in capsys.readouterr().err
+
+
+def test_the_mean_of_decoders_keeps_the_tokens(tmp_path):
+    model = started_model(TINY_MODEL)
+    main = runpy.run_path(str(RECIPES / "speech_mix" / "mean.py"))["main"]
+    weight = model.decoder.head.weight
+    first = weight.detach().half()
+    second = first.flip(0)
+    for name, values in (("one", first), ("two", second)):
+        with torch.no_grad():
+            weight.copy_(values)
+        model.save_pretrained(tmp_path / name)
+    one, two, out = (tmp_path / name for name in ("one", "two", "mean"))
+    main([str(one), str(two)], out)
+    mean = AudioVQ.from_pretrained(out)
+    expected = ((first.float() + second.float()) / 2).half().float()
+    assert torch.equal(mean.decoder.head.weight, expected)
+    assert mean.fingerprint == model.fingerprint
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(0.5)
+    model.save_pretrained(tmp_path / "other")
+    for models, says in (
+        ([str(one)], "two or more"),
+        ([str(one), str(tmp_path / "other")], "other tokens"),
+        ([str(one), str(two)], "exists"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            main(models, out)
 
 
 def test_labels_refuse_a_manifest_before_they_write(tmp_path):
