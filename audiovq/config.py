@@ -351,7 +351,8 @@ class ModelConfig:
 
     def doubling_levels(self) -> list[int]:
         """Numbers of levels to compare: those at which the bitrate has doubled, and all of them."""
-        first, wanted = self.codes_per_second(1), []
+        first = self.codes_per_second(1)
+        wanted: list[int] = []
         for n_q in range(1, self.n_codebooks + 1):
             if self.codes_per_second(n_q) >= first * 2 ** len(wanted):
                 wanted.append(n_q)

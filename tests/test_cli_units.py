@@ -274,13 +274,13 @@ def test_the_page_in_docs_runs(corpus: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Path("heatmap.png").read_bytes()[:4] == PNG
     encoder = Path("my_encoder.py")  # a tokenizer of 25 frames a second, in place of the reader's
     encoder.write_text(MY_ENCODER)
-    small = ("--limit", "2", "--seconds", "1", "--conditions", "level-6")
+    small = ("--limit", "6", "--seconds", "1", "--conditions", "level-6")
     for command in mine[3:]:
         run(*(c.replace("my-encoder", f"{sys.executable} {encoder}") for c in command), *small)
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert code
     scope: dict = {}
-    exec(code[1], scope)
+    exec(code[1].replace("25.0", "50.0"), scope)  # the corpus has 50 units a second
     assert scope["result"].without_silence["pnmi"].value == pytest.approx(1.0)
 
 
