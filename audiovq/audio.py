@@ -28,7 +28,7 @@ from audiovq.files import (
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 """Sample rates in Hz that are read."""
 HIGHEST_LEVEL = 8.0
-"""Largest magnitude of a sample. Resampling and lossy formats go a little beyond 1. Of the bundled
+"""Largest magnitude of a sample. Resampling and lossy formats go a little beyond 1. Of a
 model's .92 of STOI .91 are left of sound that reaches 2, .81 at 8 and .46 at 32: that is no sound,
 but numbers of another scale."""
 

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("heard", type=Path, help="folder of tokens to code")
     parser.add_argument("--model", default="default")
     parser.add_argument("--tables", type=Path, help="the model's own if unset")
-    parser.add_argument("--n-q", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--n-q", type=int, nargs="+", help="unset: where the bitrate doubles")
     arguments = parser.parse_args()
     model = AudioVQ.from_pretrained(arguments.model)
     tables = read_tables(arguments.tables) if arguments.tables else model.coding_tables()
@@ -103,7 +103,7 @@ def main() -> None:
     print(f"{len(heard)} recordings, {seconds:.0f} s; counts of {minutes:.0f} minutes\n")
     print("| n_q | contexts | bytes | bits a frame | fewer | encodes | decodes |")
     print("|---|---|---|---|---|---|---|")
-    for n_q in arguments.n_q:
+    for n_q in arguments.n_q or model.config.doubling_levels():
         packed = model.config.bitrate(n_q) / model.config.frame_rate
 
         def row(name: str, bits: float, *speeds: float, n_q: int = n_q, packed: float = packed):

@@ -1,4 +1,4 @@
-"""Time that a live stream takes for each chunk of 20 ms, encode and decode, on one core.
+"""Time that a live stream takes for each chunk (a group of frames), encode and decode, on one core.
 
     python benchmarks/latency.py --seconds 30
 

@@ -86,7 +86,7 @@ def evaluate(
     are those of the files on disk, headers included; enc and dec are seconds of audio encoded and
     decoded in a second.
 
-    Example: audiovq evaluate recordings/ --n-q 2,8 --peers opus:6,codec2:3200 --plot quality.png
+    Example: audiovq evaluate recordings/ --n-q 3,9 --peers opus:6,codec2:3200 --plot quality.png
     """
     from audiovq.quality.evaluate import evaluate as run
     from audiovq.quality.report import page_folder, plot_rate_quality, write_page

@@ -51,7 +51,7 @@ def encode(
     model: Model = "default",
     device: DeviceOption = Device.CPU,
 ) -> None:
-    """Turn WAV or raw samples into an .avq stream, each frame as soon as it is known.
+    """Turn WAV or raw samples into an .avq stream, each code as soon as it is known.
 
     Ctrl-C or SIGTERM end the sound and so the stream, which is whole; the exit status is 0. A
     second signal kills.
@@ -84,7 +84,7 @@ def decode(
     model: Model = "default",
     device: DeviceOption = Device.CPU,
 ) -> None:
-    """Turn an .avq stream into WAV, each frame as soon as it is known.
+    """Turn an .avq stream into WAV, each sample as soon as it is known.
 
     A whole .avq file is taken too, and decoded once its checksum at the end was seen. Ctrl-C or
     SIGTERM end the input: what came is decoded, and the exit status is 0.

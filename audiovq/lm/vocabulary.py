@@ -35,7 +35,7 @@ PAD, UNITS, TEXT, END = range(len(SPECIALS))
 IGNORED = -100
 """In the place of a target that nothing is learnt from, as in PyTorch's `cross_entropy`."""
 MAX_DURATION = 16
-"""Frames of the longest unit unless told otherwise: 320 ms at 50 units a second."""
+"""Frames of the longest unit unless told otherwise: 640 ms at 25 units a second."""
 Numbers = Any
 """A number, or an array or tensor of them."""
 VOCABULARY_FILE = "vocabulary.json"

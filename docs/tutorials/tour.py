@@ -91,7 +91,7 @@ draw_spectrograms(
 # %% [markdown]
 # ## Editing
 #
-# The second second alone, at half the speed, and the whole with its first unit replaced everywhere.
+# The second second alone, at half the speed, and the whole with one unit replaced everywhere.
 
 # %%
 second = edit.take(codes, range(50, 100), config)
