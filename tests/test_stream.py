@@ -1,5 +1,8 @@
 """The tokens do not depend on how the sound was cut, on restarts, on threads or on neighbours."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -126,6 +129,22 @@ def test_a_saved_stream_goes_on_where_it_was(model, way, speech, tmp_path):
     assert torch.equal(torch.cat([*codes, rest[0]], dim=2), whole.indices)
     wav = torch.cat([*wavs, rest[1]], dim=2)[:, :, : speech.shape[2]]
     assert torch.equal(wav, model.decode(whole))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_goes_on_by_itself(tiny_model, speech, copied):
+    whole = tiny_model.encode(speech).indices
+    stream = tiny_model.stream()
+    before = stream.encode(speech[:, :, :5_000])
+    twin = copied(stream)
+    for one in (stream, twin):  # the second as if the first had not gone on
+        rest, last = one.encode(speech[:, :, 5_000:]), one.flush()[0]
+        assert torch.equal(torch.cat([before, rest, last], dim=2), whole)
+
+
+def test_a_stream_is_not_pickled(tiny_model):
+    with pytest.raises(TypeError, match=r"cannot be pickled.*save its state_dict\(\)"):
+        pickle.dumps(tiny_model.stream())
 
 
 def test_a_state_of_another_model_is_refused(tiny_model):
