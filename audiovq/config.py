@@ -350,11 +350,10 @@ class ModelConfig:
         return codes_per_second(self.sample_rate, self.hop_length, self.frames_per_code[:n_q])
 
     def doubling_levels(self) -> list[int]:
-        """Numbers of levels to compare: those at which the bitrate has doubled, and all of them."""
-        first = self.codes_per_second(1)
-        wanted: list[int] = []
-        for n_q in range(1, self.n_codebooks + 1):
-            if self.codes_per_second(n_q) >= first * 2 ** len(wanted):
+        """Numbers of levels to compare: one, each that doubles the bitrate of the last, and all."""
+        wanted = [1]
+        for n_q in range(2, self.n_codebooks + 1):
+            if self.codes_per_second(n_q) >= 2 * self.codes_per_second(wanted[-1]):
                 wanted.append(n_q)
         return sorted({*wanted, self.n_codebooks})
 
