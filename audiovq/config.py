@@ -9,6 +9,8 @@ from typing import Any
 from audiovq.flatten import LARGEST_STRIDE, checked_strides, codes_per_second
 
 _MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "level_frames", "source_channels")
+CODEBOOK_SETTINGS = ("n_codebooks", "codebook_size", "codebook", "level_strides")
+"""What new codebooks may have otherwise than those of the model to go on from."""
 SOURCE_SETTINGS = (
     "source_channels",
     "source_blocks",

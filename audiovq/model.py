@@ -371,17 +371,7 @@ class AudioVQ(nn.Module):
         Raises `FileRefused` when there is no such model, when its files are damaged or do not fit
         each other, and when they hold numbers that are not finite; `ValueError` for the device.
         """
-        folder = Path(name_or_folder)
-        if str(name_or_folder) == "default":
-            folder = DEFAULT_FOLDER
-        elif hub.names_repository(name_or_folder) and not os.path.exists(folder):
-            folder = hub.fetch(str(name_or_folder), (CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE))
-        if not os.path.isfile(folder / CONFIG_FILE):
-            raise FileRefused(
-                f'{name_or_folder} is not a model; give "default" or a folder with {CONFIG_FILE} '
-                f"and {WEIGHTS_FILE}."
-            )
-        model = _load(cls, folder)
+        model = _load(cls, _folder_of(name_or_folder))
         try:
             return model.to(device)
         except (RuntimeError, AssertionError) as error:
@@ -536,16 +526,40 @@ class AudioVQ(nn.Module):
 
 
 @torch.inference_mode(False)
-def _load(cls: type[AudioVQ], folder: Path) -> AudioVQ:
-    config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+def config_of(name_or_folder: str | Path) -> ModelConfig:
+    """The sizes of a model that `AudioVQ.from_pretrained` would load; raises `FileRefused`."""
+    return _read_config(_folder_of(name_or_folder))[0]
+
+
+def _folder_of(name_or_folder: str | Path) -> Path:
+    folder = Path(name_or_folder)
+    if str(name_or_folder) == "default":
+        folder = DEFAULT_FOLDER
+    elif hub.names_repository(name_or_folder) and not os.path.exists(folder):
+        folder = hub.fetch(str(name_or_folder), (CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE))
+    if not os.path.isfile(folder / CONFIG_FILE):
+        raise FileRefused(
+            f'{name_or_folder} is not a model; give "default" or a folder with {CONFIG_FILE} '
+            f"and {WEIGHTS_FILE}."
+        )
+    return folder
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The sizes of a model, and its card."""
+    config_path = folder / CONFIG_FILE
     try:
         if config_path.stat().st_size > CONFIG_BYTES:
             raise ValueError(f"it is larger than {CONFIG_BYTES >> 20} MiB")
         saved = json.loads(config_path.read_text())
-        config = ModelConfig.from_dict(saved["config"])
-        card = dict(saved["card"])
+        return ModelConfig.from_dict(saved["config"]), dict(saved["card"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise FileRefused(f"{config_path} is not the config of a model ({error}).") from error
+
+
+def _load(cls: type[AudioVQ], folder: Path) -> AudioVQ:
+    config, card = _read_config(folder)
+    weights_path = folder / WEIGHTS_FILE
     model = load_weights(lambda: cls(config, card), weights_path)
     try:
         model.check_weights()

@@ -6,6 +6,7 @@ import json
 import math
 import reprlib
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -98,10 +99,16 @@ def check_ranges(settings: Any, where: str) -> None:
             rule.refuse(f"{where}.{name}", getattr(settings, name))
 
 
-def read_settings(kind: type[T], path: str | Path, changes: list[str] | None = None) -> T:
+def read_settings(
+    kind: type[T],
+    path: str | Path,
+    changes: list[str] | None = None,
+    complete: Callable[[dict[str, Any]], None] = lambda values: None,
+) -> T:
     """Read a recipe file into the dataclass `kind`, whose fields are its sections, dataclasses too.
 
-    `changes` are settings "section.key=value" that override it.
+    `changes` are settings "section.key=value" that override it. `complete` is given the sections as
+    plain values, with the changes, and may add what follows from them.
 
     A name that ends in `.json` is read as what a run saved. Paths in it are relative to the current
     folder. Raises `FileRefused` for a file that is not a recipe and `ValueError` for a change that
@@ -114,6 +121,7 @@ def read_settings(kind: type[T], path: str | Path, changes: list[str] | None = N
         raise FileRefused(f"{path} is nested too deeply for a recipe.") from error
     for change in changes or []:
         _apply(values, change)
+    complete(values)
     try:
         return _build(kind, values, "")
     except ValueError as error:

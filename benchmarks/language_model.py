@@ -27,6 +27,7 @@ import machine
 import numpy as np
 import torch
 from ngrams import KneserNey
+from torch import Tensor
 
 from audiovq.audio import audio_suffixes, load_audio, save_audio
 from audiovq.codes import read_tokens
@@ -147,24 +148,40 @@ def continuations(lm: LanguageModel, arguments: argparse.Namespace) -> None:
 
 def acoustic(lm: LanguageModel, arguments: argparse.Namespace) -> None:
     """The sound of true units after a true prompt, beside that of the true codes."""
-    assert lm.acoustic is not None
-    rows: dict[str, list[list[float]]] = {"true codes": [], "units alone": [], "acoustic stage": []}
+    model, sampling = lm.acoustic, Sampling()
+    assert model is not None
+
+    def write(codes: Tensor, units: Tensor) -> Tensor:
+        writer = AcousticWriter(
+            model, codes, temperature=sampling.acoustic_temperature, seed=sampling.seed
+        )
+        return torch.cat([codes, writer.add(units.tolist()), writer.end()], dim=1)
+
+    print_sound(lm, arguments, "acoustic stage", write)
+
+
+def print_sound(
+    lm: LanguageModel,
+    arguments: argparse.Namespace,
+    name: str,
+    write: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Print a table of how recordings sound whose codes are true, units alone, or written.
+
+    write: from a prompt's codes [n_q, t] and the units [T - t] after them to codes [n_q, T].
+    """
+    rows: dict[str, list[list[float]]] = {"true codes": [], "units alone": [], name: []}
     errors = dict.fromkeys(rows, 0)
-    n_words = 0
-    sampling = Sampling()
+    n_words, spent, seconds = 0, 0.0, 0.0
     for _, wav in _recordings(lm, arguments.recordings, arguments.limit, 2 * PROMPT_SECONDS):
         group = lm.vocabulary.group_frames
         n_prompt = round(PROMPT_SECONDS * lm.vocabulary.frame_rate / group) * group
         n = n_prompt * lm.codec.config.hop_length
         codes = lm.codec.encode(torch.from_numpy(wav[None, None]), lm.n_q).indices
-        writer = AcousticWriter(
-            lm.acoustic,
-            codes[0, :, :n_prompt],
-            temperature=sampling.acoustic_temperature,
-            seed=sampling.seed,
-        )
-        written = [writer.add(codes[0, 0, n_prompt:].tolist()), writer.end()]
-        written = torch.cat([codes[0, :, :n_prompt], *written], dim=1)[None]
+        start = time.process_time()
+        written = write(codes[0, :, :n_prompt], codes[0, 0, n_prompt:])[None]
+        spent += time.process_time() - start
+        seconds += (len(wav) - n) / lm.codec.config.sample_rate
         said = transcribe(wav[n:], arguments.asr) if arguments.asr else ""
         for kind, these in zip(rows, (codes, codes[:, :1], written)):
             clip = lm.codec.decode(these)[0, 0].numpy()[n : len(wav)]
@@ -181,6 +198,7 @@ def acoustic(lm: LanguageModel, arguments: argparse.Namespace) -> None:
         row = [kind, f"{means[0]:.3f}", f"{means[1]:.2f}", f"{means[2]:.3f}"]
         table.append([*row, f"{errors[kind] / n_words:.1%}" if n_words else ""])
     print(machine.table(["", "STOI", "DistillMOS", "speaker", "words not as heard before"], table))
+    print(f"written: {seconds / spent:.2f} s of sound a second of processor time")
 
 
 def say(lm: LanguageModel, arguments: argparse.Namespace) -> None:

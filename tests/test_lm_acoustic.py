@@ -60,6 +60,15 @@ def test_a_level_sees_those_before_it_in_its_frame(model):
     assert not torch.allclose(after[:, 2, 7], before[:, 2, 7], atol=1e-4)
 
 
+@torch.no_grad()
+def test_what_is_heard_before_may_be_other_codes_than_those_learnt(model):
+    whole, heard = codes(12), codes(12)
+    heard[:, 1:, 5] = (heard[:, 1:, 5] + 1) % 32
+    before, after = model.log_likelihood(whole), model.log_likelihood(whole, heard)
+    assert torch.allclose(after[..., :6], before[..., :6], atol=1e-5)  # its own frame is learnt
+    assert not torch.allclose(after[..., 6], before[..., 6], atol=1e-4)
+
+
 def write(model, prompt, units, cut, temperature=1.0, seed=0):
     writer = AcousticWriter(model, prompt, temperature=temperature, seed=seed)
     parts = [writer.add(units[i : i + cut]) for i in range(0, len(units), cut)]

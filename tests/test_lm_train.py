@@ -86,6 +86,37 @@ def test_the_learning_rate_rises_and_falls_to_0():
     assert rates[4] == pytest.approx(0)
 
 
+def test_frames_that_are_told_wrongly_are_others_of_the_utterance():
+    torch.manual_seed(0)
+    codes = torch.arange(2 * 3 * 40).reshape(2, 3, 40)
+    there = torch.arange(40) < torch.tensor([[40], [10]])
+    heard = loop.with_wrong_frames(codes, there, 0.5)
+    shares = (heard != codes).float().mean((1, 2))
+    assert ((shares > 0.3) & (shares < 0.7)).all()
+    frames = heard[:, 0] - codes[:, :1, 0]
+    assert (heard == codes.gather(2, frames[:, None].expand_as(codes))).all()  # whole frames
+    wrong = frames != torch.arange(40)
+    assert frames[1][wrong[1]].max() < 10
+    assert frames[0][wrong[0]].max() > 30
+    assert (loop.with_wrong_frames(codes, there, 0.0) == codes).all()
+
+
+def test_only_the_acoustic_stage_learns_from_what_it_is_told_wrongly(
+    data, tiny_folder, tmp_path, monkeypatch
+):
+    shares = []
+    original = loop.with_wrong_frames
+
+    def noted(codes, there, share):
+        shares.append(share)
+        return original(codes, there, share)
+
+    monkeypatch.setattr(loop, "with_wrong_frames", noted)
+    for name in STAGES:
+        train(tiny_recipe(name, data, tiny_folder, steps=2, wrong_frames=0.3), tmp_path)
+    assert shares == [0.3, 0.3]  # its two steps, not its validation
+
+
 def test_losses_that_are_not_finite_end_it(data, tiny_folder, tmp_path, monkeypatch):
     bad = torch.tensor(float("nan"), requires_grad=True)
     monkeypatch.setattr(loop, "stage_losses", lambda *a: {"units": bad})

@@ -1,9 +1,15 @@
-"""Laws of the mel distance."""
+"""Laws of the losses."""
 
 import pytest
 import torch
 
-from audiovq.training.losses import MEL_SCALES, SHORT_SCALES, MelLoss, consistency_loss
+from audiovq.training.losses import (
+    MEL_SCALES,
+    SHORT_SCALES,
+    MelLoss,
+    consistency_loss,
+    intelligibility_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,48 @@ def test_only_the_short_scales_hear_where_in_its_period_a_voice_has_its_pulses(m
     distances = mel(pulses.roll(80, dims=2), pulses)
     assert distances[:SHORT_SCALES].sum() > 0.8 * distances.sum()
     assert distances[-1] < 0.05 * distances[0]
+
+
+def noisy(speech: torch.Tensor, db: float) -> torch.Tensor:
+    """Speech with white noise so many dB below it."""
+    noise = torch.randn(speech.shape, generator=torch.Generator().manual_seed(0))
+    return speech + noise * speech.square().mean().sqrt() * 10 ** (-db / 20)
+
+
+def test_what_is_alike_is_wholly_intelligible(speech):
+    assert intelligibility_loss(speech, speech, 16_000) < 0.05
+    assert intelligibility_loss(-speech, speech, 16_000) < 0.05
+    losses = [float(intelligibility_loss(noisy(speech, db), speech, 16_000)) for db in (20, 10, -5)]
+    assert sorted(losses) == losses
+    assert losses[-1] > 0.3
+
+
+@pytest.mark.parametrize("db", [10, 0, -5])
+def test_intelligibility_is_that_of_pystoi(speech, db):
+    stoi = pytest.importorskip("pystoi").stoi
+    wav = noisy(speech, db)
+    measured = stoi(speech[0, 0].numpy(), wav[0, 0].numpy(), 16_000)
+    assert 1 - float(intelligibility_loss(wav, speech, 16_000)) == pytest.approx(measured, abs=0.1)
+
+
+def test_intelligibility_has_bounded_gradients(speech):
+    silence = torch.zeros_like(speech)
+    hardly = 1e-4 * noisy(silence + 1, 0)
+    for target in (speech, silence, hardly, speech[:, :, :1_500]):
+        for wav in (silence, hardly, noisy(speech, 10)):
+            wav = wav[:, :, : target.shape[2]].clone().requires_grad_()
+            loss = intelligibility_loss(wav, target, 16_000)
+            (gradient,) = torch.autograd.grad(loss, wav)
+            assert torch.isfinite(loss)
+            assert gradient.norm() < 100
+
+
+def test_a_batch_is_as_intelligible_as_its_crops(speech):
+    clips = speech[..., :15_000], speech[..., -15_000:]
+    wavs = [noisy(clip, 5) for clip in clips]
+    each = [float(intelligibility_loss(*pair, 16_000)) for pair in zip(wavs, clips)]
+    both = float(intelligibility_loss(torch.cat(wavs), torch.cat(clips), 16_000))
+    assert min(each) <= both <= max(each)
 
 
 def test_consistency_pulls_a_vector_to_the_one_that_it_should_be():

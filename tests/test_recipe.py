@@ -1,13 +1,14 @@
 """Recipe files: every setting typed, every mistake one clear sentence."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+from tiny import TINY
 
-from audiovq.config import ModelConfig
+from audiovq.config import CODEBOOK_SETTINGS, ModelConfig
 from audiovq.files import FileRefused
 from audiovq.training.recipe import (
     DataSettings,
@@ -62,6 +63,18 @@ def test_settings_are_read_into_their_types(tmp_path):
     assert recipe.crop_frames == 100
     assert recipe.loss.mel == 1.5
     assert recipe.card == {"name": "mine", "anything": [1, 2]}
+
+
+def test_sizes_that_are_not_said_are_those_of_the_model_to_go_on_from(tmp_path, tiny_folder):
+    path = write(tmp_path, LEAST + f"[train]\ninitial_model = '{tiny_folder}'\n")
+    assert read_recipe(path).model == TINY
+    assert read_recipe(path, ["model.unit_blocks=1"]).model == replace(TINY, unit_blocks=1)
+    anew = read_recipe(path, ["train.new_codebooks=true"]).model
+    usual = ModelConfig()
+    books = {name: getattr(usual, name) for name in CODEBOOK_SETTINGS}
+    assert anew == replace(TINY, **books)
+    # What a run goes on from may be gone.
+    assert read_recipe(path, ["train.initial_model=gone"]).model == usual
 
 
 def test_changes_override_the_file(tmp_path):
@@ -225,7 +238,7 @@ def test_a_run_that_would_end_before_its_codebooks_begin_is_refused(tmp_path):
         read_recipe(folder, ["train.steps=60"])
     assert not isinstance(error.value, FileRefused)
     assert read_recipe(folder, ["train.steps=60", "train.autoencoder_steps=15"]).train.steps == 60
-    started = ["train.steps=60", "train.initial_model=default"]
+    started = ["train.steps=60", "train.initial_model=default", "data.cache_folder=cache"]
     assert read_recipe(folder, started).train.steps == 60
 
 

@@ -103,14 +103,17 @@ class AcousticModel(nn.Module):
             return known
         return known + self.within[i](self._vectors(codes, i + 1))
 
-    def log_likelihood(self, codes: Tensor) -> Tensor:
+    def log_likelihood(self, codes: Tensor, heard: Tensor | None = None) -> Tensor:
         """Log probabilities, in nats, of the acoustic codes of codes [B, n_q, T]: those of each
         level given the frames before and the levels before, [B, n_q - 1, T]. They mean nothing
-        where codes are not `due`."""
+        where codes are not `due`.
+
+        heard: what stands for the codes of the frames before, if not the codes themselves.
+        """
         units = codes[:, 0]
         later = torch.cat([units, units[:, -1:].expand(-1, LOOKAHEAD)], dim=1)[:, LOOKAHEAD:]
         acoustic = codes[:, 1:]
-        before = F.pad(acoustic[:, :, :-1], (1, 0))
+        before = F.pad((codes if heard is None else heard)[:, 1:, :-1], (1, 0))
         frames = torch.arange(units.shape[1], device=units.device)
         read = self.read(units, later, before, (frames == 0).expand_as(units), frames)
         known = self.transformer(inputs_embeds=read, use_cache=False).last_hidden_state

@@ -49,6 +49,9 @@ class TrainSettings:
     """Of AdamW."""
     clip_norm: Annotated[float, Range(0, above=True)] = 1.0
     """Gradients are scaled down to this norm."""
+    wrong_frames: Share = 0.0
+    """Of the frames before, the share that the acoustic stage is told wrongly, as another frame of
+    the utterance: what it draws is not always right either, and then the units are to be heard."""
     precision: Annotated[str, Choice(("auto", "bf16-mixed", "32-true"))] = "auto"
     """As the codec's."""
     accelerator: Annotated[str, Choice(("auto", "cpu", "cuda", "gpu", "mps"))] = "auto"

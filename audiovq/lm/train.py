@@ -156,7 +156,7 @@ class Run:
         torch.manual_seed((settings.seed * 1_000_003 + step) % (1 << 63))  # of the dropout
         self.optimizer.param_groups[0]["lr"] = settings.learning_rate * schedule(self.recipe, step)
         batch = self.fabric.to_device(self.batches.batch(step))
-        losses = stage_losses(self.module, batch)
+        losses = stage_losses(self.module, batch, settings.wrong_frames)
         total = torch.stack(list(losses.values())).sum()
         self.fabric.backward(total)
         norm = self.fabric.clip_gradients(
@@ -254,8 +254,13 @@ def schedule(recipe: Recipe, step: int) -> float:
     return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / settings.steps)))
 
 
-def stage_losses(module: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Losses of a batch of either stage, in nats, by name; their sum is what is learnt."""
+def stage_losses(
+    module: Any, batch: tuple[Tensor, Tensor], wrong_frames: float = 0.0
+) -> dict[str, Tensor]:
+    """Losses of a batch of either stage, in nats, by name; their sum is what is learnt.
+
+    wrong_frames: share of the frames before that the acoustic stage is told wrongly.
+    """
     if isinstance(getattr(module, "module", module), UnitModel):
         tokens, targets = batch
         n_learnt = (targets != IGNORED).sum().clamp(min=1)
@@ -263,8 +268,19 @@ def stage_losses(module: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]
         return {"units": -units.sum() / n_learnt, "durations": -durations.sum() / n_learnt}
     codes, there = batch
     learnt = there[:, None] & module.due(codes.shape[2])
-    found = -(module.log_likelihood(codes) * learnt).sum((0, 2)) / learnt.sum((0, 2))
+    heard = with_wrong_frames(codes, there, wrong_frames) if wrong_frames else codes
+    found = -(module.log_likelihood(codes, heard) * learnt).sum((0, 2)) / learnt.sum((0, 2))
     return {f"level_{i}": loss for i, loss in enumerate(found, 1)}
+
+
+def with_wrong_frames(codes: Tensor, there: Tensor, share: float) -> Tensor:
+    """Codes [B, n_q, T] of which a share of the frames, drawn at random, is another of the same
+    utterance's; there: [B, T], which frames it has, from the first on."""
+    frames = torch.arange(there.shape[1], device=there.device).expand_as(there)
+    draws, others = torch.rand(2, *there.shape, device=there.device)
+    others = (others * there.sum(1, keepdim=True)).long()
+    frames = torch.where(draws < share, others, frames)
+    return codes.gather(2, frames[:, None].expand_as(codes))
 
 
 @torch.no_grad()

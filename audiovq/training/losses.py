@@ -1,5 +1,6 @@
 """What training minimises, besides the codebooks' own losses. All in float32."""
 
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,11 @@ SHORT_SCALES = 3
 """The first scales, with windows of up to 128 samples: they see when sound happens."""
 
 
+STOI_BANDS, STOI_LOWEST_HZ, STOI_FRAMES, STOI_CLIP_DB = 15, 150.0, 30, 15.0
+"""Third octaves from 150 Hz on, in segments of 30 frames; distortion counts up to -15 dB."""
+STOI_FLOOR, STEADY = 10 * AUDIBLE, 3e-3
+"""RMS amplitude of noise that is added to both, and the share of a band's power by which it must
+change to count: STOI has neither, and gradients without bound where a band is empty or steady."""
 SHARPNESS = 2.0
 """Log-odds of two codes whose squared distances differ by that of neighbouring codes."""
 
@@ -31,6 +37,7 @@ class MelLoss(nn.Module):
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
+        self.sample_rate = sample_rate
         for index, (n_fft, n_mels) in enumerate(MEL_SCALES):
             filters = melscale_fbanks(
                 n_fft // 2 + 1, 0.0, sample_rate / 2, min(n_mels, n_fft // 8 + 1), sample_rate
@@ -66,7 +73,59 @@ def sound_losses(wav: Tensor, target: Tensor, mel_loss: MelLoss) -> dict[str, Te
         "mel": distances.sum(),
         "mel_short": distances[:SHORT_SCALES].sum(),
         "waveform": F.l1_loss(wav, target),
+        "intelligibility": intelligibility_loss(wav, target, mel_loss.sample_rate),
     }
+
+
+def intelligibility_loss(wav: Tensor, target: Tensor, sample_rate: int) -> Tensor:
+    """1 - STOI (Taal et al. 2011) of wav [B, 1, N] against the target, 0 when they are alike.
+
+    Envelopes of third octaves are correlated over 384 ms, or over all there is of shorter crops.
+    Frames 40 dB below a crop's loudest do not count, as they are left out there.
+    """
+    n_fft = sample_rate // 250 * 13  # as fine in frequency as 512 samples at 10 kHz
+    bands = _third_octaves(sample_rate, n_fft).to(wav.device)
+
+    def envelopes(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of sound [B, 1, N]: [B, bands, frames], and the power of frames [B, frames]."""
+        length = n_fft // 2
+        window = torch.hann_window(length, device=x.device)
+        spectra = torch.stft(
+            x.squeeze(1).float(), n_fft, length // 2, length, window, return_complex=True
+        )
+        power = spectra.real.square() + spectra.imag.square()
+        floor = bands.sum(1)[:, None] * STOI_FLOOR**2 * window.square().sum()
+        return (bands @ power + floor).sqrt(), power.sum(1)
+
+    (wanted, loudness), (found, _) = envelopes(target), envelopes(wav)
+    heard = loudness > 1e-4 * loudness.amax(1, keepdim=True)
+    n_frames = min(STOI_FRAMES, heard.shape[1])
+    heard = heard[:, None].unfold(2, n_frames, 1).float()
+    wanted, found = (heard * x.unfold(2, n_frames, 1) for x in (wanted, found))
+    found = found * (wanted.norm(dim=3, keepdim=True) / found.norm(dim=3, keepdim=True).clamp(1e-8))
+    found = torch.minimum(found, wanted * (1 + 10 ** (STOI_CLIP_DB / 20)))
+    n_heard = heard.sum(3, keepdim=True)
+    weight = (n_heard[..., 0] - n_frames / 2).clamp(min=0)  # little is known of a few frames
+    power = wanted.square().sum(3)
+    wanted, found = (
+        heard * (x - x.sum(3, keepdim=True) / n_heard.clamp(min=1)) for x in (wanted, found)
+    )
+    # Without the last term, what hardly changes would have gradients without bound.
+    norms = wanted.norm(dim=3) * found.norm(dim=3) + STEADY * power
+    alike = (wanted * found).sum(3) / norms.clamp(min=1e-8)
+    weight = weight.expand_as(alike)
+    return 1 - (weight * alike).sum() / weight.sum().clamp(min=1e-8)
+
+
+@functools.cache
+def _third_octaves(sample_rate: int, n_fft: int) -> Tensor:
+    """Which bins belong to which of STOI's bands: [15, bins], 0 or 1."""
+    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1)
+    edges = STOI_LOWEST_HZ * 2.0 ** ((2 * torch.arange(STOI_BANDS + 1) - 1) / 6)
+    nearest_bins = (bins - edges[:, None]).abs().argmin(1)
+    index = torch.arange(len(bins))
+    inside = (index >= nearest_bins[:-1, None]) & (index < nearest_bins[1:, None])
+    return inside.float()
 
 
 def other_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """Training recipes: TOML files read into typed settings, with clear errors."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from audiovq.config import ModelConfig
+from audiovq.config import CODEBOOK_SETTINGS, ModelConfig
+from audiovq.files import FileRefused
 from audiovq.hearing import LONGEST_WINDOW
+from audiovq.model import config_of
 from audiovq.settings import (
     Choice,
     Count,
@@ -80,6 +82,9 @@ class LossSettings:
     large counts them twice. For trained models: from random weights it costs."""
     waveform: Weight = 120.0
     """Mean absolute difference of samples; it aligns phase early."""
+    intelligibility: Weight = 0.0
+    """1 - STOI: the envelopes of bands, which words are made of. For trained models, beside `mel`:
+    alone it hears neither pitch nor noise."""
     commitment: Weight = 0.5
     """Distance of the latent from its codes, the mean over levels."""
     adversarial: Weight = 1.0
@@ -311,7 +316,24 @@ def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
     """Read a recipe file; `changes` are settings "section.key=value" that override it.
 
     A name that ends in `.json` is read as what a run saved. Paths in it are relative to the current
-    folder. Raises `FileRefused` for a file that is not a recipe and `ValueError` for a change that
-    is not possible.
+    folder. Sizes that are not said are those of `train.initial_model`. Raises `FileRefused` for a
+    file that is not a recipe and `ValueError` for a change that is not possible.
     """
-    return read_settings(Recipe, path, changes)
+    return read_settings(Recipe, path, changes, _add_sizes)
+
+
+def _add_sizes(values: dict[str, Any]) -> None:
+    """Give a recipe the sizes of the model that it goes on from, but for those that it names, and
+    those of codebooks that are to be new."""
+    train, named = values.get("train"), values.get("model", {})
+    name = train.get("initial_model") if isinstance(train, dict) else None
+    if not (name and isinstance(name, str) and isinstance(named, dict)):
+        return
+    try:
+        sizes = asdict(config_of(name))
+    except FileRefused:
+        return  # said when a run begins; one that goes on does not need it
+    if train.get("new_codebooks"):
+        sizes = {key: size for key, size in sizes.items() if key not in CODEBOOK_SETTINGS}
+    lists = {key: list(size) for key, size in sizes.items() if isinstance(size, tuple)}
+    values["model"] = sizes | lists | named

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from audiovq.config import SOURCE_SETTINGS, ModelConfig
+from audiovq.config import CODEBOOK_SETTINGS, SOURCE_SETTINGS, ModelConfig
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
 from audiovq.training.checkpoint import Checkpoint, newest_checkpoint, read_newest
@@ -18,8 +18,6 @@ from audiovq.training.run_files import differences, saved_recipe
 
 logger = logging.getLogger("audiovq.train")
 
-CODEBOOK_SETTINGS = ("n_codebooks", "codebook_size", "codebook", "level_strides")
-"""Of the model: what new codebooks may have otherwise than those of the model to go on from."""
 START_CROPS = 240
 """Crops that what starts from data sees."""
 FIRST_CROP = 1 << 40
