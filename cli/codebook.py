@@ -11,7 +11,7 @@ from rich.table import Table
 from audiovq.codes import TOKEN_SUFFIXES
 
 from .failures import tell
-from .options import Force, Model, Recursive, know_tables
+from .options import Force, Model, know_tables
 from .plan import check_picture, find_sources, refuse_sources
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def codebook(
         Path | None, typer.Option("--plot", help="Write a picture of the usage, PNG.")
     ] = None,
     force: Force = False,
-    recursive: Recursive = True,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive/--no-recursive", "-r", help="Also the folders inside folders."),
+    ] = True,
     model: Model = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -322,6 +322,10 @@ def test_codebook_counts_what_is_used(run, tmp_path):
     assert levels[1]["entropy_bits"] == pytest.approx(7)
     assert (tmp_path / "u.png").read_bytes()[:4] == b"\x89PNG"
     assert "collapsed" in run("codebook", tmp_path).stdout
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a.npy").rename(tmp_path / "below/a.npy")
+    assert "collapsed" in run("codebook", tmp_path).stdout
+    assert "holds no tokens" in run("codebook", tmp_path, "--no-recursive", code=1).output
 
 
 def test_codebook_reads_what_the_tables_of_a_model_coded(run, coded_model, tmp_path, monkeypatch):

@@ -331,6 +331,8 @@ def test_files_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path) -> None
         systems(corpus, "nowhere")
     with pytest.raises(FileRefused, match="no level 5"):
         systems(corpus, "tokens", "--level", "5")
+    with pytest.raises(FileRefused, match="segments of units, level 0; there is no level 1"):
+        systems(corpus, "segments", "--level", "1")
     write_npy(tmp_path / "tokens/other.npy", np.zeros((1, 5), dtype=int))
     with pytest.raises(FileRefused, match="none of the 1 token files"):
         systems(corpus, str(tmp_path / "tokens"))

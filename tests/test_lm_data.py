@@ -45,6 +45,15 @@ def test_every_utterance_comes_back(folder):
     assert sets[0].seconds + sets[1].seconds == pytest.approx(24.76)
 
 
+def test_fewer_levels_are_the_first_of_all(folder):
+    whole, first = TokenDataset(folder / "data"), TokenDataset(folder / "data", n_q=2)
+    assert first.vocabulary == replace(whole.vocabulary, n_q=2)
+    assert (first[1].codes == whole[1].codes[:2]).all()
+    for n_q in (0, 5):
+        with pytest.raises(FileRefused, match=f"codes of 4 levels, not {n_q}; ask for 1 to 4"):
+            TokenDataset(folder / "data", n_q=n_q)
+
+
 def test_batches_hang_on_seed_and_step_alone(folder):
     data = TokenDataset(folder / "data")
     one, same = (UnitBatches(data, 40, 3, 1, 0.5) for _ in range(2))

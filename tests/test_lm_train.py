@@ -86,6 +86,15 @@ def test_the_learning_rate_rises_and_falls_to_0():
     assert rates[4] == pytest.approx(0)
 
 
+def test_an_acoustic_stage_may_write_fewer_levels(data, tiny_folder, tmp_path):
+    recipe = tiny_recipe("acoustic", data, tiny_folder, steps=1)
+    folder = train(replace(recipe, stage=replace(recipe.stage, n_q=2)), tmp_path)
+    assert load_stage(folder)[0].vocabulary.n_q == 2
+    wrong = replace(recipe, stage=replace(recipe.stage, n_q=5))
+    with pytest.raises(FileRefused, match="codes of 4 levels, not 5"):
+        train(wrong, tmp_path / "wrong")
+
+
 def test_frames_that_are_told_wrongly_are_others_of_the_utterance():
     torch.manual_seed(0)
     codes = torch.arange(2 * 3 * 40).reshape(2, 3, 40)

@@ -330,6 +330,9 @@ def test_the_mean_of_decoders_keeps_the_tokens(tmp_path):
     expected = ((first.float() + second.float()) / 2).half().float()
     assert torch.equal(mean.decoder.head.weight, expected)
     assert mean.fingerprint == model.fingerprint
+    main([str(one), str(two), str(two)], tmp_path / "thirds")
+    thirds = AudioVQ.from_pretrained(tmp_path / "thirds").decoder.head.weight
+    assert torch.equal(thirds, ((first.double() + 2 * second.double()) / 3).half().float())
     with torch.no_grad():
         next(model.encoder.parameters()).add_(0.5)
     model.save_pretrained(tmp_path / "other")

@@ -8,7 +8,7 @@ validation.npy, validation.jsonl
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +42,13 @@ class Utterance:
 class TokenDataset(Dataset[Utterance]):
     """The utterances of a prepared folder; a PyTorch data set of `Utterance`.
 
+    n_q: so many levels of the codes, from level 0 on; all when None.
+
     The codes stay on the disk until they are asked for. Raises `FileRefused` when the folder was
-    not written by `audiovq lm prepare`, or is damaged.
+    not written by `audiovq lm prepare`, is damaged, or has fewer levels.
     """
 
-    def __init__(self, folder: str | Path, split: str = TRAIN) -> None:
+    def __init__(self, folder: str | Path, split: str = TRAIN, n_q: int | None = None) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be {' or '.join(SPLITS)}, not {split!r}.")
         self.folder, self.split = Path(folder), split
@@ -65,12 +67,21 @@ class TokenDataset(Dataset[Utterance]):
         self.frames = np.array([row["frames"] for row in self.rows], dtype=np.int64)
         """Of each utterance."""
         self.starts = np.cumsum(self.frames) - self.frames
-        expected = (self.vocabulary.n_q, int(self.frames.sum()))
+        levels = self.vocabulary.n_q
+        expected = (levels, int(self.frames.sum()))
         if self.codes.dtype != np.uint16 or self.codes.shape != expected:
             raise FileRefused(
                 f"{path} holds {self.codes.dtype} {list(self.codes.shape)} and must hold uint16 "
                 f"{list(expected)}; prepare the folder again."
             )
+        if n_q is not None:
+            if not 1 <= n_q <= levels:
+                raise FileRefused(
+                    f"{folder} has codes of {levels} levels, not {n_q}; ask for 1 to {levels}."
+                )
+            self.codes = self.codes[:n_q]
+            strides = self.vocabulary.level_strides[:n_q]
+            self.vocabulary = replace(self.vocabulary, n_q=n_q, level_strides=strides)
 
     def __len__(self) -> int:
         return len(self.rows)

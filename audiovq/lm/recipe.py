@@ -29,6 +29,9 @@ class StageSettings:
     tokenizer: str = "default"
     """The codec that made the tokens, from whose codebooks the acoustic stage begins: "default" or
     a folder."""
+    n_q: Steps = 0
+    """Levels that the acoustic stage writes, the units among them; 0: all that the tokens have. The
+    highest are nearly noise, to code and to draw."""
     text_share: Share = 0.5
     """Of the utterances whose text is known, the share that the units' stage learns with it."""
 

@@ -103,8 +103,9 @@ class Run:
     ) -> None:
         self.recipe, self.folder, self.fabric = recipe, folder, fabric
         settings = recipe.train
-        data = TokenDataset(recipe.stage.data)
-        self.held_out = TokenDataset(recipe.stage.data, VALIDATION)
+        n_q = recipe.stage.n_q or None
+        data = TokenDataset(recipe.stage.data, n_q=n_q)
+        self.held_out = TokenDataset(recipe.stage.data, VALIDATION, n_q)
         torch.manual_seed(settings.seed)
         self.stage = make_stage(recipe, data.vocabulary)
         self.module, self.optimizer = fabric.setup(self.stage, _optimizer(self.stage, recipe))

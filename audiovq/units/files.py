@@ -81,6 +81,8 @@ def read_unit_file(
     """
     path = Path(path)
     if path.suffix.lower() == SEGMENT_SUFFIX:
+        if level:
+            raise FileRefused(f"{path} has segments of units, level 0; there is no level {level}.")
         return expand(read_segments(path, frame_rate=frame_rate)), frame_rate, None
     tokens = read_tokens(path)
     if not 0 <= level < len(tokens.indices):

@@ -3,7 +3,7 @@
     python recipes/speech_mix/mean.py models/one models/other -o models/mean
 
 Decoders of which one went on from the other, so that what lies between them is no worse.
-The card is that of the first model, as are its tables.
+The card is that of the first model, as are its tables. A model that is named twice counts twice.
 """
 
 from pathlib import Path
@@ -22,16 +22,17 @@ def main(
 ) -> None:
     """Write the mean of models that have the same tokens."""
     try:
-        mean = mean_of({name: AudioVQ.from_pretrained(name) for name in models})
+        mean = mean_of([(name, AudioVQ.from_pretrained(name)) for name in models])
         mean.save_pretrained(out)
     except (FileRefused, ValueError) as error:
         raise SystemExit(f"{Path(__file__).name}: {error}") from error
     typer.echo(f"wrote {out}: {mean.name}, {mean.fingerprint}")
 
 
-def mean_of(models: dict[str, AudioVQ]) -> AudioVQ:
-    """The mean of models, in the first of them. Raises `ValueError` when they do not fit."""
-    (name, first), *others = models.items()
+def mean_of(models: list[tuple[str, AudioVQ]]) -> AudioVQ:
+    """The mean of models with their names, in the first of them. Raises `ValueError` when they do
+    not fit."""
+    (name, first), *others = models
     if not others:
         raise ValueError(f"{name} is one model; name two or more.")
     for other, model in others:
@@ -39,7 +40,7 @@ def mean_of(models: dict[str, AudioVQ]) -> AudioVQ:
             raise ValueError(
                 f"{other} has other tokens or sizes than {name}; name one with the same."
             )
-    states = [model.state_dict() for model in models.values()]
+    states = [model.state_dict() for _, model in models]
     mean = {}
     for key, x in states[0].items():
         found = torch.stack([state[key].double() for state in states])
