@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import machine
@@ -175,9 +175,13 @@ def learn(arguments: argparse.Namespace) -> None:
 def sound(arguments: argparse.Namespace) -> None:
     """The sound of true units after a true prompt, beside that of the true codes."""
     lm = LanguageModel.from_pretrained("default", arguments.model)
+    weights = safetensors.torch.load_file(arguments.run / "model.safetensors")
+    lm.n_q = len(weights["tables"])
     codebooks = torch.stack(lm.codec.quantizer.tables()[: lm.n_q]).detach()
-    model = LevelModel(lm.vocabulary, codebooks).eval()
-    model.load_state_dict(safetensors.torch.load_file(arguments.run / "model.safetensors"))
+    header = lm.codec.header(lm.n_q, 0)
+    vocabulary = replace(lm.vocabulary, n_q=lm.n_q, level_strides=header.level_strides)
+    model = LevelModel(vocabulary, codebooks).eval()
+    model.load_state_dict(weights)
     temperature = Sampling().acoustic_temperature
     if arguments.temperature is not None:
         temperature = arguments.temperature
@@ -206,6 +210,7 @@ def main() -> None:
     verb.add_argument("--rounds", type=int, nargs="+", default=[8, 1])
     verb.add_argument("--temperature", type=float)
     verb.add_argument("--asr", help="moonshine, pocketsphinx or a command")
+    verb.add_argument("--n-q", type=int, help="levels to hear of what is written; all if not said")
     for verb in verbs.choices.values():
         verb.add_argument("--model", default="default", help="the tokenizer")
     arguments = parser.parse_args()

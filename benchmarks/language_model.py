@@ -179,7 +179,7 @@ def print_sound(
         n = n_prompt * lm.codec.config.hop_length
         codes = lm.codec.encode(torch.from_numpy(wav[None, None]), lm.n_q).indices
         start = time.process_time()
-        written = write(codes[0, :, :n_prompt], codes[0, 0, n_prompt:])[None]
+        written = write(codes[0, :, :n_prompt], codes[0, 0, n_prompt:])[None, : arguments.n_q]
         spent += time.process_time() - start
         seconds += (len(wav) - n) / lm.codec.config.sample_rate
         said = transcribe(wav[n:], arguments.asr) if arguments.asr else ""
@@ -303,6 +303,9 @@ def main() -> None:
         verb.add_argument("--limit", type=int, help="so many recordings or sentences")
         verb.add_argument("--seconds", type=float, nargs="+", default=[5.0, 10.0, 30.0])
         verb.add_argument("--asr", help="moonshine, pocketsphinx or a command")
+        verb.add_argument(
+            "--n-q", type=int, help="levels to hear of what is written; all if not said"
+        )
         verb.add_argument("--voice", help="speech whose voice to take")
         verb.add_argument("--out", type=Path, help="folder for what is generated")
     arguments = parser.parse_args()

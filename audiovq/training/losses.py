@@ -83,7 +83,7 @@ def intelligibility_loss(wav: Tensor, target: Tensor, sample_rate: int) -> Tenso
     Envelopes of third octaves are correlated over 384 ms, or over all there is of shorter crops.
     Frames 40 dB below a crop's loudest do not count, as they are left out there.
     """
-    n_fft = sample_rate // 250 * 13  # as fine in frequency as 512 samples at 10 kHz
+    n_fft = sample_rate // 250 * 13  # about as fine in frequency as there
     bands = _third_octaves(sample_rate, n_fft).to(wav.device)
 
     def envelopes(x: Tensor) -> tuple[Tensor, Tensor]:
