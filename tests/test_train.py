@@ -820,6 +820,14 @@ def test_validation_hears_the_averaged_weights(recipe, manifest, tmp_path):
     assert mel["generator.model."] != pytest.approx(mel["ema."], rel=1e-2)
 
 
+def test_averages_of_codebooks_begin_where_kmeans_put_them(recipe, tmp_path):
+    learnt = replace(recipe, model=replace(recipe.model, codebook="gradient"))
+    run = Run(learnt, tmp_path / "run", Fabric(accelerator="cpu", devices=1))
+    run._start_quantizer()
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(run.average.tensors[name], parameter), name
+
+
 def test_discriminators_learn_once_their_stage_has_begun(recipe, tmp_path):
     train(replace(recipe, train=replace(recipe.train, adversarial_from=5)), tmp_path / "run")
     before = load_checkpoint(tmp_path / "run" / "checkpoint-00000005.safetensors")[0]

@@ -325,9 +325,11 @@ def read_recipe(path: str | Path, changes: list[str] | None = None) -> Recipe:
 def _add_sizes(values: dict[str, Any]) -> None:
     """Give a recipe the sizes of the model that it goes on from, but for those that it names, and
     those of codebooks that are to be new."""
-    train, named = values.get("train"), values.get("model", {})
-    name = train.get("initial_model") if isinstance(train, dict) else None
-    if not (name and isinstance(name, str) and isinstance(named, dict)):
+    train, named = values.get("train", {}), values.get("model", {})
+    if not (isinstance(train, dict) and isinstance(named, dict)):
+        return  # said when they are read
+    name = train.get("initial_model")
+    if not (name and isinstance(name, str)):
         return
     try:
         sizes = asdict(config_of(name))
