@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from audiovq.lm.recipe import Recipe as LanguageModelRecipe
 from audiovq.quality.results import TABLE
 from audiovq.training.recipe import Recipe
 from audiovq.units.report import ROWS
@@ -121,11 +122,17 @@ def test_every_command_has_its_options(page):
 
 @pytest.mark.parametrize("page", NAMES)
 def test_every_setting_is_one_of_the_recipe(page):
-    sections = {section.name: section.default_factory for section in fields(Recipe)}
-    del sections["card"]
-    known = {f"{name}.{setting.name}" for name in sections for setting in fields(sections[name])}
+    known = {
+        f"{section.name}.{setting.name}"
+        for kind in (Recipe, LanguageModelRecipe)
+        for section in fields(kind)
+        if section.name != "card"
+        for setting in fields(section.default_factory)
+    }
     text = (ROOT / page).read_text()
-    for setting in re.findall(r"(?:`|--set[ \n]+)((?:model|data|loss|train)\.[a-z_]+)", text):
+    for setting in re.findall(
+        r"(?:`|--set[ \n]+)((?:model|data|loss|train|stage|sizes)\.[a-z_]+)", text
+    ):
         assert setting in known | OTHERS, f"{page}: {setting}"
 
 

@@ -153,7 +153,7 @@ def test_the_bundled_one_goes_on_in_the_bundled_tokens(speech):
     prompt = speech[:, :, : 50 * HOP]
     wav = lm.continue_speech(prompt, 0.2).wav
     assert wav.shape == (1, 1, 60 * HOP)
-    heard = lm.codec.decode(lm.codec.encode(prompt))[:, :, : 47 * HOP]
+    heard = lm.codec.decode(lm.codec.encode(prompt, lm.n_q))[:, :, : 47 * HOP]
     assert torch.equal(wav[:, :, : 47 * HOP], heard)  # but for what the windows see ahead
 
 
