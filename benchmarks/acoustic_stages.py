@@ -30,7 +30,7 @@ from transformers import GPTNeoXModel
 
 from audiovq import AudioVQ
 from audiovq.lm import LanguageModel, Sampling, TokenDataset, Vocabulary
-from audiovq.lm.acoustic import Level
+from audiovq.lm.acoustic import Level, of_variance_1
 from audiovq.lm.data import CodeBatches
 from audiovq.lm.sizes import Sizes
 
@@ -46,9 +46,7 @@ class LevelModel(nn.Module):
         super().__init__()
         n_q, size, code_dim = codebooks.shape
         self.vocabulary = vocabulary
-        centred = codebooks - codebooks.mean(1, keepdim=True)
-        scaled = centred / centred.pow(2).mean((1, 2), keepdim=True).sqrt()
-        self.tables = nn.Parameter(scaled.clone())
+        self.tables = nn.Parameter(of_variance_1(codebooks))
         self.reads = nn.ModuleList(nn.Linear(code_dim, SIZES.width) for _ in range(n_q))
         self.wanted = nn.Embedding(n_q, SIZES.width)
         self.hidden = nn.Embedding(1, SIZES.width)
@@ -101,13 +99,27 @@ class LevelModel(nn.Module):
     ) -> Tensor:
         """The codes [n_q, T] of units [t] after a prompt's codes [n_q, T - t].
 
-        rounds: of each level above the units, the last one for those that follow too.
+        rounds: of each level above the units, the last one for those that follow too. What is
+        longer than the crops of training is written in parts, each after the prompt.
         """
+        generator = torch.Generator().manual_seed(seed)
+        parts = units.split(SIZES.context - codes.shape[1])
+        written = [self._fill(codes, part, rounds, temperature, generator) for part in parts]
+        return torch.cat([codes, *written], dim=1)
+
+    def _fill(
+        self,
+        codes: Tensor,
+        units: Tensor,
+        rounds: list[int],
+        temperature: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The codes [n_q, t] of units [t]."""
         n_q, n_prompt = codes.shape
         rest = torch.zeros(n_q, len(units), dtype=torch.int64)
         rest[0] = units
         found = torch.cat([codes, rest], 1)[None]
-        generator = torch.Generator().manual_seed(seed)
         for level in range(1, n_q):
             stride = self.vocabulary.frames_per_code[level]
             shown = torch.arange(found.shape[2]) < n_prompt
@@ -126,7 +138,7 @@ class LevelModel(nn.Module):
                 drawn = drawn[::stride].repeat_interleave(stride)[: len(shown)]
                 found[0, level] = torch.where(chosen, drawn, found[0, level])
                 shown = shown | chosen
-        return found[0]
+        return found[0, :, n_prompt:]
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,12 @@ class Level(nn.Module):
         return F.linear(self.mix(known), table, self.bias)
 
 
+def of_variance_1(codebooks: Tensor) -> Tensor:
+    """Codebooks [n_q, K, D] around 0, each scaled to variance 1."""
+    centred = codebooks - codebooks.mean(1, keepdim=True)
+    return centred / centred.pow(2).mean((1, 2), keepdim=True).sqrt()
+
+
 class AcousticModel(nn.Module):
     """Codes of the levels above the units, frame by frame."""
 
@@ -70,8 +76,7 @@ class AcousticModel(nn.Module):
     @torch.no_grad()
     def start_from(self, codebooks: Tensor) -> None:
         """Begin with the codec's codebooks [n_q, K, code_dim], each scaled to variance 1."""
-        centred = codebooks - codebooks.mean(1, keepdim=True)
-        self.tables.copy_(centred / centred.pow(2).mean((1, 2), keepdim=True).sqrt())
+        self.tables.copy_(of_variance_1(codebooks))
 
     def _vectors(self, codes: Tensor, level: int) -> Tensor:
         return F.embedding(codes, self.tables[level])
