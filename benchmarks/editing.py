@@ -124,4 +124,4 @@ def _print(
 
 
 if __name__ == "__main__":
-    main()
+    machine.run_benchmark(main)

@@ -96,6 +96,9 @@ def main() -> None:
         read_recordings(model, files_below(folder))
         for folder in (arguments.learnt, arguments.heard)
     )
+    for folder, recordings in ((arguments.learnt, learnt), (arguments.heard, heard)):
+        if not recordings:
+            parser.error(f"{folder} holds no tokens; `audiovq encode -r` makes some.")
     strides = model.config.frames_per_code
     n_frames = sum(codes.shape[1] for codes in heard)
     seconds = n_frames / model.config.frame_rate

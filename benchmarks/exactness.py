@@ -282,11 +282,12 @@ def main() -> None:
             continue
         shares = torch.stack(parts).float()  # [slices, n_q, n_frames]
         columns = (shares, shares[:, :1], shares[:, :, early:])
-        rows.append([f"audiovq, {name}", *(f"{100 * part.mean():.1f} %" for part in columns)])
+        means = [f"{100 * part.mean():.1f} %" if part.numel() else "-" for part in columns]
+        rows.append([f"audiovq, {name}", *means])
     rows += [[f"{name}, published", f"{share} %", "", ""] for name, share in PUBLISHED.items()]
     header = ["slice of 2 s alone", "all levels", "units", "all, past the receptive field"]
     print(machine.table(header, rows))
 
 
 if __name__ == "__main__":
-    main()
+    machine.run_benchmark(main)

@@ -21,7 +21,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from machine import describe, table
+from machine import describe, run_benchmark, table
 
 from audiovq import AudioVQ
 from audiovq.audio import audio_suffixes
@@ -151,7 +151,7 @@ def main() -> None:
             units = pnmi(model, given.phones) if given.phones else "-"
             for kbit, n in zip(KBITS, n_q):
                 summary = next(s for s in found.summary() if s.system.endswith(f" n_q={n}"))
-                means = [summary.metrics[name] for name in METRICS]
+                means = [summary.metrics.get(name) for name in METRICS]
                 rows.append(
                     [arm, seed, str(recipe.train.steps), str(kbit), str(n)]
                     + [f"{model.config.codes_per_second(n):g}"]
@@ -164,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -2,14 +2,25 @@
 
 import os
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from audiovq.audio import load_audio
+from audiovq.files import FileRefused
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run_benchmark(main: Callable[[], None]) -> None:
+    """Run a benchmark; what it cannot read is one sentence, and exit code 1."""
+    try:
+        main()
+    except FileRefused as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def describe() -> str:

@@ -137,10 +137,11 @@ def test_changes_override_the_file(tmp_path):
         ("#" * 2_000_000, "too long"),
         ("[train]\ndevices = 5\n", r"multiple of train.devices \(5\), not 12"),
         ("[loss]\nunit_gradient = 1.5\n", r"loss.unit_gradient must be in 0\.\.1, not 1.5"),
-        ('[train]\nlearn = "encoder"\n', 'train.learn must be "all", "decoder" or "units"'),
+        ('[train]\nlearn = "encoder"\n', 'train.learn must be "all", "decoder", "sound" or'),
         ('[train]\nlearn = "decoder"\n', "name it as train.initial_model"),
         ("[loss]\nconsistency = 1.0\n", "name that as train.initial_model"),
         ('[train]\nlearn = "units"\ninitial_model = "x"\n', "model.level_frames"),
+        ('[train]\nlearn = "sound"\ninitial_model = "x"\n', "leaves the units .*level_frames"),
         ("[train]\nnew_codebooks = true\n", "train.new_codebooks needs train.initial_model"),
         ("[loss]\nagreement = 1.0\n", "loss.agreement needs train.learn"),
         ("[train]\nadversarial_from = 0\ndiscriminator_head_start = 20000\n", "never learns again"),
@@ -185,6 +186,10 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, sentence)
         (
             LEAST + "labels_folder = 'a'\ncrop_seconds = 0.08\n[loss]\nunit_shift = 4\n",
             r"unit_shift must be fewer than the frames of a crop \(4\), not 4",
+        ),
+        (
+            LEAST + "labels_folder = 'a'\n[train]\nlearn = 'sound'\ninitial_model = 'b'\n",
+            'train.learn = "sound" leaves the units as they are',
         ),
         ("[data", "is not TOML"),
     ],

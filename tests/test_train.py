@@ -531,6 +531,43 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
+def test_the_sound_learns_and_its_units_stay(recipe, tiny_folder, speech, tmp_path):
+    """Encoder, acoustic codebooks and decoder move; what decides the units stays to the bit."""
+    grown = AudioVQ.from_pretrained(tiny_folder).grown(
+        unit_blocks=1, spectrum_size=512, level_frames=25
+    )
+    torch.nn.init.normal_(grown.encoder.unit_front.weight, std=0.1)  # as if they had learnt
+    grown.round_weights().save_pretrained(tmp_path / "before")
+    before = AudioVQ.from_pretrained(tmp_path / "before")
+    settings = replace(
+        recipe.train,
+        learn="sound",
+        initial_model=str(tmp_path / "before"),
+        adversarial_from=1,
+        steps=3,
+        checkpoint_every=3,
+        learning_rate=2e-3,
+        warmup_steps=1,
+        ema_decay=0.5,
+    )
+    changed = replace(recipe, model=before.config, train=settings)
+    train(changed, tmp_path / "run")
+    after = export(tmp_path / "run", tmp_path / "after")
+    moved = {
+        name
+        for name, tensor in before.state_dict().items()
+        if not torch.equal(tensor, after.state_dict()[name])
+    }
+    assert not any(before.decides_units(name) for name in moved)
+    for part in ("encoder.stack", "encoder.sound", "quantizer.acoustic.codebooks", "decoder"):
+        assert any(name.startswith(part) for name in moved), part
+    assert torch.equal(after.encode(speech).indices[:, 0], before.encode(speech).indices[:, 0])
+    assert after.fingerprint != before.fingerprint
+    sharing = replace(settings, initial_model=str(tiny_folder))  # its units share layers
+    with pytest.raises(FileRefused, match="level_frames is 0 in the model"):
+        train(replace(changed, train=sharing), tmp_path / "other")
+
+
 def test_units_stay_what_they_were_while_all_of_a_model_learns(recipe, tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "before")
     settings = replace(recipe.train, initial_model=str(tmp_path / "before"), steps=2)

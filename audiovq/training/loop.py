@@ -217,7 +217,7 @@ class Run:
         self.generator.train()
         if self.recipe.train.learn == "decoder":
             self.model.quantizer.eval()  # its codebooks stay as they are
-        elif self.reference is not None:
+        elif self.reference is not None or self.recipe.train.learn == "sound":
             assert isinstance(self.model.quantizer, SplitQuantizer)
             self.model.quantizer.units.eval()  # a unit stays what it is; the encoder follows
 

@@ -173,9 +173,9 @@ class TrainSettings:
     new_codebooks: bool = False
     """Leave the codebooks of `initial_model`: new ones start from k-means, after
     `autoencoder_steps`, as many and as large and of such strides as the recipe says."""
-    learn: Annotated[str, Choice(("all", "decoder", "units"))] = "all"
+    learn: Annotated[str, Choice(("all", "decoder", "sound", "units"))] = "all"
     """"all"; "decoder": then the tokens stay those of `initial_model`; or, with model.level_frames,
-    "units": then the acoustic codes and the decoder do."""
+    "sound": then its units stay, or "units": then the acoustic codes and the decoder do."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,10 @@ class Recipe:
                 'train.learn = "decoder" keeps the tokens of a model; name it as '
                 'train.initial_model ("default" for the bundled one).'
             )
-        if train.learn == "decoder" and (data.teacher_folder or data.labels_folder):
+        keeps_units = train.learn in ("decoder", "sound")
+        if keeps_units and (data.teacher_folder or data.labels_folder):
             raise ValueError(
-                'train.learn = "decoder" leaves the units as they are; leave out '
+                f'train.learn = "{train.learn}" leaves the units as they are; leave out '
                 "data.teacher_folder and data.labels_folder."
             )
         if self.loss.agreement and not (
@@ -226,10 +227,13 @@ class Recipe:
                 'loss.agreement needs train.learn = "units", loss.consistency and '
                 "data.augment_share; set it to 0."
             )
-        if train.learn == "units" and not (train.initial_model and self.model.level_frames):
+        alone = train.learn in ("sound", "units")
+        if alone and not (train.initial_model and self.model.level_frames):
+            other = "sound" if train.learn == "units" else "units"
             raise ValueError(
-                'train.learn = "units" leaves the sound of a model as it is; name that as '
-                "train.initial_model, and give the units layers of their own: model.level_frames."
+                f'train.learn = "{train.learn}" leaves the {other} of a model as it is; name that '
+                "as train.initial_model, and give the units layers of their own: "
+                "model.level_frames."
             )
         if train.new_codebooks and (
             not train.initial_model or train.learn != "all" or self.loss.consistency
@@ -238,7 +242,7 @@ class Recipe:
                 'train.new_codebooks needs train.initial_model and train.learn = "all", and no '
                 "loss.consistency, which keeps the codebook of the units; set it to false."
             )
-        if self.loss.consistency and (not train.initial_model or train.learn == "decoder"):
+        if self.loss.consistency and (not train.initial_model or keeps_units):
             raise ValueError(
                 "loss.consistency keeps the units of a model while all of it learns; name that as "
                 'train.initial_model and leave train.learn at "all", or set it to 0.'
@@ -272,7 +276,8 @@ class Recipe:
         ):
             raise ValueError(
                 "train.initial_discriminators is of discriminators, which this run does without; "
-                'leave it out, or set train.adversarial_from and let "all" or "decoder" learn.'
+                'leave it out, or set train.adversarial_from and let "all", "decoder" or "sound" '
+                "learn."
             )
         if train.discriminator_head_start:
             first = train.adversarial_from + train.discriminator_head_start

@@ -86,6 +86,8 @@ def learns(recipe: Recipe, name: str) -> bool:
     """Whether the model's tensor of that name changes in a run."""
     if recipe.train.learn == "decoder":
         return not AudioVQ.decides_tokens(name)
+    if recipe.train.learn == "sound":
+        return not AudioVQ.decides_units(name)
     return recipe.train.learn == "all" or AudioVQ.decides_units(name)
 
 
@@ -98,13 +100,14 @@ def initial_model(recipe: Recipe) -> AudioVQ:
     if recipe.train.new_codebooks:
         model = with_new_codebooks(model, recipe.model)
     only_decoder = recipe.train.learn == "decoder"
+    grows = recipe.train.learn in ("all", "units")
     source = {setting: getattr(recipe.model, setting) for setting in SOURCE_SETTINGS}
     if only_decoder and any(getattr(model.config, key) != value for key, value in source.items()):
         model = model.with_source(**source)
     growth: dict[str, Any] = {
         size: getattr(recipe.model, size)
         for size in ("unit_blocks", "spectrum_size", "level_frames")
-        if getattr(recipe.model, size) and not getattr(model.config, size) and not only_decoder
+        if getattr(recipe.model, size) and not getattr(model.config, size) and grows
     }
     no_growth: dict[str, Any] = dict.fromkeys(growth, 0)
     expected = replace(recipe.model, **no_growth)
