@@ -8,7 +8,14 @@ from typing import Any
 
 from audiovq.flatten import LARGEST_STRIDE, checked_strides, codes_per_second
 
-_MAY_BE_0 = ("lookahead", "unit_blocks", "spectrum_size", "level_frames", "source_channels")
+_MAY_BE_0 = (
+    "lookahead",
+    "unit_blocks",
+    "spectrum_size",
+    "level_frames",
+    "level_floor",
+    "source_channels",
+)
 CODEBOOK_SETTINGS = ("n_codebooks", "codebook_size", "codebook", "level_strides")
 """What new codebooks may have otherwise than those of the model to go on from."""
 SOURCE_SETTINGS = (
@@ -28,6 +35,7 @@ MOST = {
     "encoder_blocks": 256,
     "encoder_expansion": 64,
     "level_frames": 1 << 12,
+    "level_floor": 100,
     "decoder_channels": 1 << 14,
     "decoder_blocks": 256,
     "decoder_expansion": 64,
@@ -75,6 +83,9 @@ class ModelConfig:
     """Frames from which the units know the level of the sound, which is then divided out of their
     spectrum, all that they see: the units share no layer with the sound. Only with unit_blocks and
     spectrum_size. 0: none."""
+    level_floor: int = 0
+    """dB from the level of the speech down to that of a noise whose power is added to the spectrum
+    that the units see, so that fainter noise hardly changes it. Only with level_frames. 0: none."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""
     decoder_channels: int = 384
@@ -197,6 +208,11 @@ class ModelConfig:
             raise ValueError(
                 f"level_frames needs unit_blocks and spectrum_size, through which the units hear; "
                 f"without them it must be 0, not {self.level_frames}."
+            )
+        if self.level_floor and not self.level_frames:
+            raise ValueError(
+                "level_floor lies below the level that level_frames finds; without them it must "
+                f"be 0, not {self.level_floor}."
             )
         if self.unit_blocks > self.encoder_blocks[-1]:
             raise ValueError(
@@ -380,7 +396,7 @@ class ModelConfig:
         values = asdict(self)
         for name in SOURCE_SETTINGS:
             del values[name]
-        for name in ("level_frames", "level_strides"):
+        for name in ("level_frames", "level_floor", "level_strides"):
             if not values[name]:
                 del values[name]
         return json.dumps(values, indent=2)

@@ -348,6 +348,10 @@ class Level(nn.Module):
         weights = torch.arange(1, n_frames + 1, dtype=torch.float32) / n_frames
         self.register_buffer("weights", weights[:, None], persistent=False)
 
+    def noise(self, below: float) -> float:
+        """Power of each bin of white noise `below` dB below speech of a usual level."""
+        return self.USUAL * 10 ** (-below / 10) * self.scale
+
     def initial_state(self, batch: int) -> Tensor:
         """The silence before the start: powers [B, n_frames - 1]."""
         return self.weights.new_zeros(batch, len(self.weights) - 1)

@@ -430,7 +430,12 @@ class AudioVQ(nn.Module):
             hub.publish(Path(folder), repository, private=private)
 
     def grown(
-        self, *, unit_blocks: int = 0, spectrum_size: int = 0, level_frames: int = 0
+        self,
+        *,
+        unit_blocks: int = 0,
+        spectrum_size: int = 0,
+        level_frames: int = 0,
+        level_floor: int = 0,
     ) -> "AudioVQ":
         """A model that computes the same, with room to learn more; 0 leaves a size as it is.
 
@@ -439,6 +444,7 @@ class AudioVQ(nn.Module):
         level_frames: that of `ModelConfig`. Here the units do not stay the same: their own layers
             begin as copies of those that they shared with the sound, with a front of weights 0 in
             the place of the convolutions, and have to learn (train.learn = "units").
+        level_floor: that of `ModelConfig`; with it, too, the units have to learn.
 
         Raises `ValueError` when the model has one of them in another size already, when nothing
         is asked for, and as `ModelConfig` does.
@@ -447,6 +453,7 @@ class AudioVQ(nn.Module):
             "unit_blocks": unit_blocks,
             "spectrum_size": spectrum_size,
             "level_frames": level_frames,
+            "level_floor": level_floor,
         }
         changes: dict[str, Any] = {}
         for name, size in wanted.items():

@@ -67,6 +67,7 @@ class Encoder(nn.Module):
         self.level: Level | None = None
         if config.level_frames and self.log_spectrum is not None:
             self.level = Level(config.level_frames, self.log_spectrum)
+            self.level_floor = self.level.noise(config.level_floor) if config.level_floor else 0.0
             self.unit_front = nn.Linear(config.spectrum_size, width)
             self.unit_stack = copy.deepcopy(CausalStack(layers[self.join + 1 : n_shared]))
         self.n_sound = n_shared + self.unit_blocks
@@ -117,12 +118,16 @@ class Encoder(nn.Module):
     def _hear(self, powers: Tensor, state: State, front: State) -> tuple[Tensor, State, State]:
         """What the units' own layers make of powers, with `level_frames`."""
         assert self.level is not None
-        assert self.log_spectrum is not None
         level, after_level = self.level(powers, front[-1])
-        features = self.log_spectrum.features(powers / level)
+        features = self._levelled(powers, level)
         x, after_front = self.unit_stack(self.unit_front(features), front[:-1])
         x, state = self.units(x + self.unit_spectrum(features), state)
         return x, state, [*after_front, after_level]
+
+    def _levelled(self, powers: Tensor, level: Tensor) -> Tensor:
+        """The log spectrum of powers at one level, over the floor."""
+        assert self.log_spectrum is not None
+        return self.log_spectrum.features(powers / level + self.level_floor)
 
     def path(self, n_q: int) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """What computes all that `n_q` levels need of the latent: for the units alone `hear`, where
@@ -160,7 +165,7 @@ class Encoder(nn.Module):
                 x, _ = layer(x, past)
             x = x + self.spectrum(self.log_spectrum.features(powers))
             level, _ = self.level(powers, self.level.initial_state(len(wav)))
-            features = self.log_spectrum.features(powers / level)
+            features = self._levelled(powers, level)
             inputs.append(F.pad(features.flatten(0, 1), (0, 1), value=1.0).double())
             outputs.append(x.flatten(0, 1).double())
         a, b = torch.cat(inputs), torch.cat(outputs)

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from audiovq.audio import load_audio
 from audiovq.files import FileRefused
 from audiovq.training.data import (
-    NO_LABEL,
     Corpus,
     CropDataset,
     Cut,
@@ -218,16 +217,18 @@ def test_teacher_and_labels_lie_on_the_frames_of_the_crop(tmp_path):
     folders = {"teacher_folder": str(tmp_path), "labels_folder": str(tmp_path / "labels")}
     starts = set()
     for index in range(8):
-        item = dataset([cut], teacher_dim=2, **folders)[index]
+        item = dataset([cut], teacher_dim=2, n_labels=90, **folders)[index]
         number = np.round(item["wav"][0, ::HOP].numpy() * 1000)
         assert np.array_equal(item["teacher"][:, 0], number)
-        assert np.array_equal(item["labels"], number)
+        assert np.array_equal(item["labels"].argmax(1), number)
+        assert (item["labels"].sum(1) == 1).all()
         assert item["has_teacher"]
         starts.add(number[0])
     assert len(starts) > 4
     without = dataset([other], teacher_dim=2, **folders)[0]
     assert not without["has_teacher"]
-    assert (without["labels"] == NO_LABEL).all()
+    assert without["labels"].shape == (25, 40)
+    assert not without["labels"].any()
 
 
 def test_teacher_and_labels_keep_to_a_crop_of_another_speed(tmp_path):
@@ -239,11 +240,12 @@ def test_teacher_and_labels_keep_to_a_crop_of_another_speed(tmp_path):
     cut = Cut("a", str(tmp_path / "a.wav"), 0.0, n_frames * HOP / 16_000)
     speeds = []
     for index in range(40):
-        item = dataset([cut], speed_range=0.25, labels_folder=str(tmp_path))[index]
+        item = dataset([cut], speed_range=0.25, n_labels=90, labels_folder=str(tmp_path))[index]
         assert item["wav"].shape == (1, 25 * HOP)
         middle = item["wav"][0, HOP // 2 :: HOP].numpy() * 1000  # frame number, with its fraction
         whole = slice(2, -2)  # the ends of a resampled crop ring
-        assert np.abs(item["labels"].numpy() + 0.5 - middle)[whole].max() < 0.52
+        labels = item["labels"].argmax(1).numpy()
+        assert np.abs(labels + 0.5 - middle)[whole].max() < 0.52
         speeds.append(np.diff(middle[whole]).mean())
     assert 0.79 < min(speeds) < 0.85
     assert 1.18 < max(speeds) < 1.26
@@ -262,7 +264,7 @@ def test_codes_and_pitch_lie_on_the_frames_of_the_crop_and_the_last_row_goes_on(
     item = data[0]
     assert item["tokens"].tolist() == [[*range(25)], [*range(25, 0, -1)]]
     assert item["pitch"].tolist() == [*range(100, 125)]
-    assert item["labels"].tolist() == [3, *[7] * 24]
+    assert item["labels"].argmax(1).tolist() == [3, *[7] * 24]
     with pytest.raises(FileRefused, match=r"holds the label 7, and data\.n_labels is 4"):
         dataset([cut], n_labels=4, labels_folder=folders["labels_folder"])[0]
     with pytest.raises(FileRefused, match="has no codes in"):
@@ -289,7 +291,24 @@ def test_teacher_and_labels_of_another_kind_are_refused(tmp_path):
         with pytest.raises(FileRefused, match=f"holds the label {label}, and data.n_labels is 40"):
             labels[0]
     np.save(tmp_path / "a.npy", np.full(9, 39))
-    assert (labels[0]["labels"] == 39).all()
+    assert (labels[0]["labels"].argmax(1) == 39).all()
+
+
+def test_labels_may_be_probabilities(tmp_path):
+    cut = Cut("a", str(EXAMPLES[0]), 0.0, 25 * HOP / 16_000)  # one crop
+    labels = dataset([cut], labels_folder=str(tmp_path), n_labels=4)
+    wanted = np.random.default_rng(0).dirichlet(np.ones(4), 25)
+    wanted[3] = 0  # it is not known there
+    np.save(tmp_path / "a.npy", wanted.astype(np.float16))
+    assert labels[0]["labels"].dtype == torch.float32
+    assert labels[0]["labels"].numpy() == pytest.approx(wanted, abs=1e-3)
+    for wrong in (2 * wanted, wanted - 0.2, np.full((25, 4), np.nan)):
+        np.save(tmp_path / "a.npy", wrong)
+        with pytest.raises(FileRefused, match="no probabilities: they sum to 1"):
+            labels[0]
+    np.save(tmp_path / "a.npy", wanted[:, :3])
+    with pytest.raises(FileRefused, match=r"not numbers \[frames\] or \[frames, 4\]"):
+        labels[0]
 
 
 def test_rates_that_no_recording_has_are_refused(tmp_path):
@@ -371,6 +390,17 @@ def test_an_augmented_crop_is_a_function_of_its_index_and_keeps_the_clean_one():
         differ += not torch.equal(item["wav"], item["clean"])
     assert differ > 6
     assert "clean" not in plain[0]
+
+
+def test_some_augmented_crops_are_in_another_voice_and_their_pitch_says_so(tmp_path):
+    np.save(tmp_path / f"{EXAMPLES[0].stem}.npy", np.full(900, 200.0))
+    cuts = example_cuts()[:1]
+    settings = {"augment_share": 1.0, "pitch_folder": str(tmp_path)}
+    pitches = [dataset(cuts, voice_range=4.0, **settings)[index]["pitch"] for index in range(24)]
+    moved = [float(pitch[0]) for pitch in pitches if pitch[0] != 200]
+    assert 3 < len(moved) < 18
+    assert all(200 * 2 ** (-4 / 12) < pitch < 200 * 2 ** (4 / 12) for pitch in moved)
+    assert min(moved) < 200 < max(moved)
 
 
 def test_a_share_of_the_crops_is_augmented():

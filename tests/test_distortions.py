@@ -13,7 +13,7 @@ from audiovq.distortions import (
     reverberant,
     through_opus,
 )
-from audiovq.training.augment import augmented
+from audiovq.training.augment import LATE, augmented, with_voice
 
 RATE = 16_000
 
@@ -61,11 +61,29 @@ def test_a_filter_and_a_codec_delay_nothing(wav):
         assert lag(wav[: len(coded)], coded[: len(wav)]) == 0
 
 
-def test_another_microphone_keeps_time_and_length(wav):
+def test_another_microphone_keeps_the_length_and_is_late_by_half_a_frame_at_most(wav):
+    delays, most = set(), round(LATE * RATE)
     for seed in range(12):
         random = np.random.default_rng(seed)
         heard = augmented(wav, RATE, random, lambda: np.roll(wav, 5000))
         assert heard.shape == wav.shape
         assert heard.dtype == np.float32
         assert np.isfinite(heard).all()
-        assert lag(wav, heard) <= 2
+        delays.add(lag(np.pad(wav, (0, 2 * most)), np.pad(heard, (most, most))) - most)
+    assert all(-most - 2 <= delay <= most + 2 for delay in delays)
+    assert len(delays) > 2
+
+
+@pytest.mark.parametrize("semitones", [-3.0, 2.0])
+def test_another_voice_is_higher_in_the_same_time(wav, semitones):
+    tone = np.sin(2 * np.pi * 400 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    moved = with_voice(tone, semitones, RATE)
+    hertz = np.abs(np.fft.rfft(moved)).argmax() / 2
+    assert hertz == pytest.approx(400 * 2 ** (semitones / 12), rel=0.01)
+    heard = with_voice(wav, semitones, RATE)
+    assert heard.shape == wav.shape
+    assert heard.dtype == np.float32
+    loud = [np.convolve(x**2, np.ones(400), "same") for x in (wav, heard)]
+    assert lag(*loud) <= 80 or lag(*loud[::-1]) <= 80
+    assert np.corrcoef(*loud)[0, 1] > 0.8
+    assert (with_voice(wav[:300], semitones, RATE) == wav[:300]).all()  # too short for a voice

@@ -9,6 +9,7 @@ from audiovq.training.losses import (
     MelLoss,
     consistency_loss,
     intelligibility_loss,
+    keeping_losses,
 )
 
 
@@ -103,6 +104,22 @@ def test_a_batch_is_as_intelligible_as_its_crops(speech):
     each = [float(intelligibility_loss(*pair, 16_000)) for pair in zip(wavs, clips)]
     both = float(intelligibility_loss(torch.cat(wavs), torch.cat(clips), 16_000))
     assert min(each) <= both <= max(each)
+
+
+def test_two_views_agree_with_a_model_to_keep_to_and_without():
+    generator = torch.Generator().manual_seed(0)
+    table, first, wanted = (torch.randn(n, 5, 8, generator=generator) for n in (6, 2, 2))
+    table = table.flatten(0, 1)
+    views = torch.cat([first, torch.randn(2, 5, 8, generator=generator)]).requires_grad_()
+    alone = keeping_losses(views, table, None, twice=True)
+    assert set(alone) == {"agreement"}
+    (gradient,) = torch.autograd.grad(alone["agreement"], views)
+    assert not gradient[:2].any()  # the first view does not follow the second
+    assert gradient[2:].any()
+    both = keeping_losses(views, table, wanted, twice=True)
+    torch.testing.assert_close(both["agreement"], alone["agreement"])
+    torch.testing.assert_close(both["consistency"], consistency_loss(first, table, wanted))
+    assert set(keeping_losses(first, table, wanted, twice=False)) == {"consistency"}
 
 
 def test_consistency_pulls_a_vector_to_the_one_that_it_should_be():

@@ -173,6 +173,23 @@ def test_units_alone_do_not_hear_the_level(speech):
     assert agreement > (plain.encode(0.1 * wav).indices[:, 0] == before[:, 0]).float().mean()
 
 
+def test_a_floor_hides_noise_that_is_fainter_at_every_level(speech):
+    wav = speech[:, :, : speech.shape[2] // 640 * 640]
+    noise = torch.randn(wav.shape, generator=torch.Generator().manual_seed(0))
+    noisy = wav + noise * wav.square().mean().sqrt() * 10 ** (-40 / 20)
+    plain = started_model(DEEP).grown(level_frames=50)
+    plain.encoder.fit_front(list(wav.chunk(2, dim=2)))
+    moved = []
+    for model in (plain, plain.grown(level_floor=30)):
+        alone, softer = model.unit_vectors(wav), model.unit_vectors(0.1 * wav)
+        moved.append(float((model.unit_vectors(noisy) - alone).norm() / alone.std()))
+        torch.testing.assert_close(softer[:, 50:], alone[:, 50:], atol=0.05, rtol=0.05)
+        assert ("level_floor" in model.config.tokens_json()) == bool(model.config.level_floor)
+    assert moved[1] < 0.5 * moved[0]
+    with pytest.raises(ValueError, match="level_floor lies below the level that level_frames"):
+        started_model(DEEP).grown(level_floor=30)
+
+
 def test_units_alone_are_those_of_all(speech):
     model = started_model(DEEP).grown(level_frames=50)
     model.encoder.fit_front([speech[:, :, :32_000]])

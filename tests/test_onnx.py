@@ -22,6 +22,7 @@ CONFIGS = {
         unit_blocks=1,
         spectrum_size=512,
         level_frames=9,
+        level_floor=30,
         source_channels=16,
         pitch_channels=16,
         pitch_blocks=1,

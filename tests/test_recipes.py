@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny import EXAMPLES, started_model
 from tiny import TINY as TINY_MODEL
-from tiny import started_model
 
 from audiovq import AudioVQ
 from audiovq.training.data import Cut, read_manifest
 from audiovq.training.recipe import read_recipe
+from audiovq.training.recordings import recording_cut
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TINY = [
@@ -282,7 +283,15 @@ def test_labels_are_those_of_the_middle_of_each_frame():
     assert [phones[label] for label in found] == ["AH", "SIL", "T", "T"]
     known = {"don't", "stop", "well"}
     assert labels["spoken"]("Don't stop, 'well'!", known) == ["don't", "stop", "well"]
-    assert labels["spoken"]("Stop zork", known) == []
+    assert labels["spoken"]("Stop zork", known) == ["stop", "zork"]
+
+
+def test_a_word_without_pronunciation_is_aligned_as_one_like_it_and_has_no_label():
+    labels = runpy.run_path(str(RECIPES / "speech_mix" / "labels.py"))
+    assert labels["like"]("balt", {"baltz", "tablet", "b"}) == "baltz"
+    assert labels["like"]("zork", {"pemberton", "stop"}) == ""
+    found = labels["frame_labels"]([("T", 0, 2), ("", 2, 4), ("T", 6, 2)], 4)
+    assert found.tolist() == [labels["PHONES"].index("T"), -1, -1, labels["PHONES"].index("T")]
 
 
 @pytest.mark.parametrize("name", ["librispeech", "ljspeech", "vctk", "libritts", "commonvoice"])
@@ -352,3 +361,38 @@ def test_labels_refuse_a_manifest_before_they_write(tmp_path):
         with pytest.raises(SystemExit, match=says):
             labels["main"](tmp_path / "out", [tmp_path / name])
     assert not (tmp_path / "out").exists()
+
+
+def test_posteriors_name_the_frames_of_recordings_without_labels_too(tmp_path: Path, capsys):
+    """Features that are each a label's own, with some noise: the network finds which is whose."""
+    random = np.random.default_rng(0)
+    of_label = random.standard_normal((40, 8))
+    truth = {f"r{index}": random.integers(0, 40, 60) for index in range(60)}
+    for folder in ("features", "labels"):
+        (tmp_path / folder).mkdir()
+    lines = []
+    for index, (name, labels) in enumerate(truth.items()):
+        features = of_label[labels] + 0.05 * random.standard_normal((60, 8))
+        np.save(tmp_path / "features" / f"{name}.npy", features.astype(np.float16))
+        if index % 3:
+            known = np.where(random.random(60) < 0.1, -1, labels)  # a tenth is not known
+            np.save(tmp_path / "labels" / f"{name}.npy", known.astype(np.int8))
+        cut = recording_cut(name, EXAMPLES[0], 16_000, 1, 16_000)
+        lines.append(json.dumps(cut.to_dict()))
+    (tmp_path / "all.jsonl").write_text("\n".join(lines) + "\n")
+    posteriors = runpy.run_path(str(RECIPES / "speech_mix" / "posteriors.py"))
+    posteriors["fit"].__globals__.update(EPOCHS=40, BATCH=64)
+    folders = [tmp_path / name for name in ("features", "labels", "out")]
+    posteriors["main"](*folders, [tmp_path / "all.jsonl"])
+    assert "Wrote 60 recordings" in capsys.readouterr().out
+    right = []
+    for name, labels in truth.items():
+        said = np.load(tmp_path / "out" / f"{name}.npy").astype(np.float32)
+        assert said.shape == (60, 40)
+        assert said.sum(1) == pytest.approx(np.ones(60), abs=0.01)
+        right += list(said.argmax(1) == labels)
+    assert np.mean(right) > 0.9
+    for path in (tmp_path / "labels").iterdir():
+        path.unlink()
+    with pytest.raises(SystemExit, match=r"No recording has features in .* and labels in"):
+        posteriors["main"](*folders, [tmp_path / "all.jsonl"])

@@ -20,7 +20,7 @@ CONFIGS = {
     "two frames of lookahead": {"lookahead": 2, "block_frames": 3},
     "units with a block of their own": {"unit_blocks": 1},
     "with a spectrum": {"unit_blocks": 1, "spectrum_size": 512},
-    "at one level": {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 9},
+    "at one level": {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 9, "level_floor": 30},
     "with a source": {"source_channels": 24, "pitch_channels": 16},
     "a source, long windows": {"source_channels": 16, "source_blocks": 1, "n_fft": 1280},
     "long windows": {"n_fft": 1280, "block_frames": 7},

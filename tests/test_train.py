@@ -511,7 +511,7 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
             crop_seconds=0.48,
             augment_share=0.2,
         ),
-        loss=replace(recipe.loss, consistency=1.0, agreement=0.5),
+        loss=replace(recipe.loss, consistency=2.0, agreement=0.5),
         train=settings,
     )
     train(changed, tmp_path / "run")
@@ -529,6 +529,16 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
     train(changed, tmp_path / "run", resume=True)
     again = export(tmp_path / "run", tmp_path / "again").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+    # Without a model to keep to the views still come to agree, and the codebook moves.
+    free = replace(changed, loss=replace(changed.loss, consistency=0.0, agreement=1.0))
+    train(free, tmp_path / "free")
+    lines = map(json.loads, (tmp_path / "free" / "metrics.jsonl").read_text().splitlines())
+    losses = {line["step"]: line["agreement"] for line in lines if "agreement" in line}
+    assert losses[60] < 0.8 * losses[1]
+    moved = export(tmp_path / "free", tmp_path / "moved")
+    tables = [model.quantizer.codebooks for model in (moved, before)]
+    assert not torch.equal(tables[0][0].vectors, tables[1][0].vectors)
+    assert torch.equal(moved.encode(speech).indices[:, 1:], wanted[:, 1:])
 
 
 def test_the_sound_learns_and_its_units_stay(recipe, tiny_folder, speech, tmp_path):
@@ -784,7 +794,8 @@ def test_units_are_compared_with_the_teacher_and_labels_of_shift_frames_before()
             "teacher": torch.cat([torch.randn(2, shift, 5), teacher[:, : 9 - shift]], dim=1),
             "labels": 99 * F.one_hot(labels.roll(shift, dims=1), 4).float(),
         }
-        batch = {"teacher": teacher, "has_teacher": torch.tensor([True, True]), "labels": labels}
+        known = F.one_hot(labels, 4).float()
+        batch = {"teacher": teacher, "has_teacher": torch.tensor([True, True]), "labels": known}
         for other in (0, 1, 3):
             losses = unit_losses(heads, batch, other)
             small_enough = [float(loss) < 1e-4 for loss in losses.values()]
@@ -794,7 +805,7 @@ def test_units_are_compared_with_the_teacher_and_labels_of_shift_frames_before()
 def test_recordings_without_teacher_or_labels_do_not_count():
     heads = {"teacher": torch.ones(2, 5, 3), "labels": torch.zeros(2, 5, 4)}
     teacher = torch.stack([torch.ones(5, 3), -torch.ones(5, 3)])
-    labels = torch.stack([torch.zeros(5, dtype=torch.long), torch.full((5,), -1)])
+    labels = torch.stack([torch.eye(4)[[0] * 5], torch.zeros(5, 4)])
     batch = {"teacher": teacher, "has_teacher": torch.tensor([True, False]), "labels": labels}
     losses = unit_losses(heads, batch, 2)
     assert float(losses["teacher"]) == pytest.approx(0, abs=1e-6)

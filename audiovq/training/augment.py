@@ -1,8 +1,11 @@
 """What a crop may go through before the model hears it: noise, voices, rooms, filters, codecs."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+import soxr
+import torch
 
 from audiovq.distortions import (
     band_limited,
@@ -16,6 +19,10 @@ from audiovq.distortions import (
 
 SHARE = 0.4
 """Of the changes, each of which comes to a crop on its own."""
+LATE = 0.01
+"""By how many seconds at most a crop is early or late: half a frame, so that frames lie anew."""
+VOCODER_WINDOW = 512
+"""Samples that a voice is moved by: 32 ms at 16 kHz."""
 
 
 def augmented(
@@ -26,9 +33,14 @@ def augmented(
 ) -> np.ndarray:
     """Samples [n] as another microphone might have them, in line with the original, float32 [n].
 
-    In a room, with noise or another voice behind, through a filter, and coded: each or none.
+    A little early or late, in a room, with noise or another voice behind, through a filter, and
+    coded: each or none.
     other: gives samples [n] of another recording.
     """
+    if random.random() < SHARE:
+        most = round(LATE * sample_rate)
+        late = int(random.integers(-most, most + 1))
+        wav = np.pad(wav, (max(0, late), max(0, -late)))[max(0, -late) :][: len(wav)]
     if random.random() < SHARE:
         rt60, direct_db = random.uniform(0.15, 0.8), random.uniform(0, 12)
         wav = reverberant(wav, decaying_response(rt60, direct_db, sample_rate, random))
@@ -47,6 +59,26 @@ def augmented(
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 """In Hz, those that Opus knows."""
+
+
+def with_voice(wav: np.ndarray, semitones: float, sample_rate: int) -> np.ndarray:
+    """Samples [n] whose pitch and formants are higher by `semitones`, in line with the original.
+
+    Played faster, and stretched to what it was by a phase vocoder (Flanagan and Golden 1966).
+    """
+    from torchaudio.functional import phase_vocoder
+
+    speed = 2 ** (semitones / 12)
+    fast = torch.from_numpy(soxr.resample(wav, sample_rate * speed, sample_rate))
+    if len(fast) < VOCODER_WINDOW:
+        return wav
+    hop = VOCODER_WINDOW // 4
+    window = torch.hann_window(VOCODER_WINDOW)
+    spectrum = torch.stft(fast, VOCODER_WINDOW, hop, window=window, return_complex=True)
+    advance = torch.linspace(0, math.pi * hop, VOCODER_WINDOW // 2 + 1)[:, None]
+    spectrum = phase_vocoder(spectrum, 1 / speed, advance)
+    out = torch.istft(spectrum, VOCODER_WINDOW, hop, window=window).numpy()[: len(wav)]
+    return np.pad(out, (0, len(wav) - len(out)))
 
 
 def _snr(random: np.random.Generator) -> float:

@@ -51,6 +51,7 @@ def make_dataset(recipe: Recipe, model: AudioVQ, fabric: Fabric) -> CropDataset:
         n_codebooks=config.n_codebooks,
         pitch_folder=pitch,
         augment_share=data.augment_share,
+        voice_range=data.voice_range,
     )
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from audiovq.audio import check_level, check_rate, spelled
 from audiovq.files import FileRefused
-from audiovq.training.augment import augmented
+from audiovq.training.augment import SHARE, augmented, with_voice
 
 MAX_TRIES = 20
 """Unreadable recordings in a row after which the corpus, not the recording, must be at fault."""
@@ -156,13 +156,14 @@ class CropDataset(Dataset):
     """Random crops: dict of `wav` float32 [1, N], `id`, and what training adds to them.
 
     With `teacher_folder`, `teacher` float32 [T, D] are the features of `<id>.npy` there, one row a
-    frame, and `has_teacher` says whether there were any. With `labels_folder`, `labels` int64 [T]
-    are those of `<id>.npy`, -1 where there are none. With `tokens_folder`, `tokens` int64
-    [n_codebooks, T] are the codes of `<id>.npy` [frames, n_codebooks], and a recording without them
-    is not drawn; with `pitch_folder`, `pitch` float32 [T] is the fundamental in Hz at the end of
-    each frame, 0 where there is none. With `augment_share` above 0, that share of the crops is
-    heard through another microphone (`augment.augmented`), and `clean` is the crop before that and
-    before its level was changed.
+    frame, and `has_teacher` says whether there were any. With `labels_folder`, `labels` float32 [T,
+    n_labels] are the probabilities of those of `<id>.npy`, 0 where there are none. With
+    `tokens_folder`, `tokens` int64 [n_codebooks, T] are the codes of `<id>.npy` [frames,
+    n_codebooks], and a recording without them is not drawn; with `pitch_folder`, `pitch` float32
+    [T] is the fundamental in Hz at the end of each frame, 0 where there is none. With
+    `augment_share` above 0, that share of the crops is heard through another microphone
+    (`augment.augmented`), some of them in a voice that is up to `voice_range` semitones higher or
+    lower, and `clean` is the crop before that and before its level was changed.
     In place of a recording that cannot be read another one is drawn; `skipped` lists the reasons,
     one sentence for each such recording, so that they reach the process that trains.
     """
@@ -180,11 +181,12 @@ class CropDataset(Dataset):
         teacher_folder: str = "",
         teacher_dim: int = 0,
         labels_folder: str = "",
-        n_labels: int | None = None,
+        n_labels: int = 40,
         tokens_folder: str = "",
         n_codebooks: int = 0,
         pitch_folder: str = "",
         augment_share: float = 0.0,
+        voice_range: float = 0.0,
     ) -> None:
         self.corpora = corpora
         weights = np.array([corpus.weight for corpus in corpora], dtype=np.float64)
@@ -204,7 +206,7 @@ class CropDataset(Dataset):
         self.n_labels = n_labels
         self.tokens_folder, self.n_codebooks = tokens_folder, n_codebooks
         self.pitch_folder = pitch_folder
-        self.augment_share = augment_share
+        self.augment_share, self.voice_range = augment_share, voice_range
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, index])
@@ -239,8 +241,11 @@ class CropDataset(Dataset):
         if speed != 1.0:
             wav = soxr.resample(wav, self.sample_rate * speed, self.sample_rate)[:n_samples]
         wav = np.pad(wav, (0, n_samples - len(wav)))
-        clean = wav
+        clean, voice = wav, 0.0
         if self.augment_share and rng.random() < self.augment_share:
+            if self.voice_range and rng.random() < SHARE:
+                voice = rng.uniform(-self.voice_range, self.voice_range)
+                wav = with_voice(wav, voice, self.sample_rate)
             wav = augmented(wav, self.sample_rate, rng, lambda: self._other(rng, n_samples))
         wav = _change_level(wav, self.level_range_db, rng)
         rows = first + ((np.arange(self.crop_frames) + 0.5) * speed).astype(int)
@@ -255,11 +260,10 @@ class CropDataset(Dataset):
             item["teacher"] = torch.from_numpy(teacher.astype(np.float32))
             item["has_teacher"] = torch.tensor(has_teacher)
         if self.labels_folder:
-            labels = _read_rows(self.labels_folder, cut.id, rows, ())
+            labels = _read_rows(self.labels_folder, cut.id, rows, (), (self.n_labels,))
             if labels is None:
                 labels = np.full(self.crop_frames, NO_LABEL)
-            self._check_labels(labels, cut.id)
-            item["labels"] = torch.from_numpy(labels.astype(np.int64))
+            item["labels"] = torch.from_numpy(self._probabilities(labels, cut.id))
         if self.tokens_folder:
             tokens = _read_rows(self.tokens_folder, cut.id, rows, (self.n_codebooks,))
             if tokens is None:
@@ -269,7 +273,7 @@ class CropDataset(Dataset):
             pitch = _read_rows(self.pitch_folder, cut.id, rows, ())
             if pitch is None:
                 pitch = np.zeros(self.crop_frames)
-            item["pitch"] = torch.from_numpy((pitch * speed).astype(np.float32))
+            item["pitch"] = torch.from_numpy((pitch * speed * 2 ** (voice / 12)).astype(np.float32))
         return item
 
     def _other(self, rng: np.random.Generator, n_samples: int) -> np.ndarray:
@@ -279,14 +283,22 @@ class CropDataset(Dataset):
         start = round(cut.start * self.sample_rate) + int(rng.integers(spare + 1))
         return read_crop(cut.path, start, n_samples, self.sample_rate)
 
-    def _check_labels(self, labels: np.ndarray, name: str) -> None:
-        most = np.inf if self.n_labels is None else self.n_labels - 1
-        wrong = labels[~((labels >= NO_LABEL) & (labels <= most))]
+    def _probabilities(self, labels: np.ndarray, name: str) -> np.ndarray:
+        """Labels [T], or their probabilities [T, n_labels], as the latter: float32, a row of zeros
+        where there is no label. Raises `FileRefused`."""
+        path = Path(self.labels_folder) / f"{name}.npy"
+        if labels.ndim == 2:
+            labels = labels.astype(np.float32)
+            sums = labels.sum(axis=1)
+            if not ((labels >= 0).all() and (np.abs(sums - (sums > 0)) < 0.02).all()):
+                raise FileRefused(f"{path} holds rows that are no probabilities: they sum to 1.")
+            return labels
+        wrong = labels[~((labels >= NO_LABEL) & (labels < self.n_labels))]
         if len(wrong):
             raise FileRefused(
-                f"{self.labels_folder}/{name}.npy holds the label {wrong[0]}, and data.n_labels "
-                f"is {self.n_labels}."
+                f"{path} holds the label {wrong[0]}, and data.n_labels is {self.n_labels}."
             )
+        return (labels[:, None] == np.arange(self.n_labels)).astype(np.float32)
 
 
 class StepBatches(Sampler[list[int]]):
@@ -319,11 +331,11 @@ def _change_level(wav: np.ndarray, range_db: float, rng: np.random.Generator) ->
 
 
 def _read_rows(
-    folder: str, name: str, index: np.ndarray, shape: tuple[int, ...]
+    folder: str, name: str, index: np.ndarray, *shapes: tuple[int, ...]
 ) -> np.ndarray | None:
     """These rows of `<folder>/<name>.npy`, the last one repeated past the end.
 
-    shape: that of a row. Raises `FileRefused`.
+    shapes: those that a row may have. Raises `FileRefused`.
     """
     path = Path(folder) / f"{name}.npy"
     try:
@@ -332,9 +344,9 @@ def _read_rows(
         return None
     except (OSError, ValueError, EOFError) as error:
         raise FileRefused(f"{path} is not a .npy file, or damaged ({error}).") from error
-    if rows.ndim != 1 + len(shape) or rows.shape[1:] != shape or rows.dtype.kind not in "iuf":
-        wanted = ", ".join(["frames", *map(str, shape)])
-        raise FileRefused(f"{path} holds {rows.dtype} {list(rows.shape)}, not numbers [{wanted}].")
+    if rows.ndim < 1 or rows.shape[1:] not in shapes or rows.dtype.kind not in "iuf":
+        wanted = " or ".join(f"[{', '.join(['frames', *map(str, shape)])}]" for shape in shapes)
+        raise FileRefused(f"{path} holds {rows.dtype} {list(rows.shape)}, not numbers {wanted}.")
     if not len(rows):
         return None
     return np.asarray(rows[np.minimum(index, len(rows) - 1)])

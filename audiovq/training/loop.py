@@ -243,6 +243,7 @@ class Run:
             return
         if self.reference is not None:
             batch["kept_vectors"] = self.reference.unit_vectors(batch.get("clean", batch["wav"]))
+        if self.reference is not None or recipe.loss.agreement:
             batch["unit_table"] = self.model.quantizer.codebooks[0].vectors
         other = other_losses(output, batch, recipe.loss.unit_shift)
         total = self._weighted(other) + output.get("codebook", 0.0)

@@ -12,7 +12,6 @@ from torchaudio.functional import melscale_fbanks
 from audiovq.hearing import AUDIBLE, MEL_SCALES
 from audiovq.quantize import nearest
 from audiovq.source import Pitch
-from audiovq.training.data import NO_LABEL
 
 SHORT_SCALES = 3
 """The first scales, with windows of up to 128 samples: they see when sound happens."""
@@ -132,30 +131,37 @@ def other_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> d
     """What is learned besides the sound: `unit_losses`, and what the other outputs ask for.
 
     output: `pitch`, the scores for `pitch_loss`; `commitment` [n_q]; `unit_vectors` for
-    `keeping_losses`. Each has its losses if it is there. batch: `pitch` [B, T] in Hz;
-    `kept_vectors` [B, T, D] and `unit_table` [K, D] where the units of another model are to stay.
+    `keeping_losses`. Each has its losses if it is there. batch: `id` of the B crops; `pitch`
+    [B, T] in Hz; `unit_table` [K, D] where units are to stay or to agree, and `kept_vectors`
+    [B, T, D] where those of another model are to stay.
     """
     losses = unit_losses(output, batch, shift)
     if "pitch" in output:
         losses["pitch"] = pitch_loss(output["pitch"], batch["pitch"])
-    kept = "kept_vectors" in batch
-    if kept:
-        losses |= keeping_losses(output["unit_vectors"], batch["unit_table"], batch["kept_vectors"])
+    kept = batch.get("kept_vectors")
+    if "unit_table" in batch:
+        twice = len(output["unit_vectors"]) > len(batch["id"])
+        losses |= keeping_losses(output["unit_vectors"], batch["unit_table"], kept, twice=twice)
     # The unit that is nearest may not be the one that consistency asks for.
-    committed = output.get("commitment", [])[1 if kept else 0 :]
+    committed = output.get("commitment", [])[0 if kept is None else 1 :]
     if len(committed):
         losses["commitment"] = committed.mean()
     return losses
 
 
-def keeping_losses(vectors: Tensor, table: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """What keeps vectors [B, T, D] those of the model whose vectors [B, T, D] are wanted.
+def keeping_losses(
+    vectors: Tensor, table: Tensor, wanted: Tensor | None, *, twice: bool
+) -> dict[str, Tensor]:
+    """What keeps vectors [B, T, D] those of the model whose vectors [B, T, D] are wanted, if any.
 
-    Of two views of each crop, [2 * B, T, D], the first is kept and the second follows it.
+    twice: vectors [2 * B, T, D] are of two views of each crop, of which the first is kept and the
+    second follows it.
     """
-    losses = {"consistency": consistency_loss(vectors[: len(wanted)], table, wanted)}
-    if len(wanted) < len(vectors):
-        first, second = vectors.chunk(2)
+    first, second = vectors.chunk(2) if twice else (vectors, None)
+    losses = {}
+    if wanted is not None:
+        losses["consistency"] = consistency_loss(first, table, wanted)
+    if second is not None:
         losses["agreement"] = consistency_loss(second, table, first.detach())
     return losses
 
@@ -164,7 +170,8 @@ def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> di
     """What makes units phoneme-like; unit t is compared with teacher frame t - shift.
 
     output: `teacher` [B, T, D] and `labels` [B, T, n_labels], what the heads on the units say, each
-    if there is such a head. batch: `teacher` [B, T, D] with `has_teacher` [B], `labels` [B, T].
+    if there is such a head. batch: `teacher` [B, T, D] with `has_teacher` [B], `labels`
+    [B, T, n_labels], their probabilities, all 0 where there are none.
     """
     losses = {}
     if "teacher" in output:
@@ -175,12 +182,9 @@ def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> di
         mask = batch["has_teacher"][:, None].float().expand_as(distance)
         losses["teacher"] = (distance * mask).sum() / mask.sum().clamp(min=1)
     if "labels" in output:
-        logits = output["labels"][:, shift:].float()
-        labels = batch["labels"][:, : logits.shape[1]]
-        summed = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
-        )
-        losses["labels"] = summed / (labels != NO_LABEL).sum().clamp(min=1)
+        said = output["labels"][:, shift:].float().log_softmax(dim=-1)
+        labels = batch["labels"][:, : said.shape[1]]
+        losses["labels"] = -(labels * said).sum() / labels.sum().clamp(min=1)
     return losses
 
 

@@ -55,6 +55,9 @@ class DataSettings:
     """Share of the crops that are heard in a room, with noise or another voice behind, through a
     filter or a codec. The sound is to come out as it was heard; the teacher, the labels and the
     units of `loss.consistency` stay those of the recording."""
+    voice_range: Annotated[float, Range(0, 12)] = 0.0
+    """Of those crops, some are heard in a voice that is up to this many semitones higher or lower,
+    pitch and formants, at the same tempo, 0 to 12."""
     workers: Annotated[int, Range(0, 1024)] = 1
     """Processes that read crops, for each device."""
     teacher_folder: str = ""
@@ -62,7 +65,8 @@ class DataSettings:
     teacher_dim: Count = 128
     """Width of the teacher's features."""
     labels_folder: str = ""
-    """Folder of phone labels, `<recording id>.npy` [frames], -1 for none; none when empty."""
+    """Folder of phone labels, `<recording id>.npy` [frames], -1 for none, or of their
+    probabilities [frames, n_labels]; none when empty."""
     n_labels: Count = 40
     """Number of phone labels."""
     cache_folder: str = ""
@@ -106,7 +110,8 @@ class LossSettings:
     unit codebook stays as it is."""
     agreement: Weight = 0.0
     """With train.learn = "units" and data.augment_share: the same of the units of the augmented
-    crop with those of the crop before it, which is heard too, and alone kept near the model's."""
+    crop with those of the crop before it, which is heard too. With `consistency` that one alone is
+    kept near the model's; without, the unit codebook learns along."""
     unit_gradient: Share = 1.0
     """With `model.unit_blocks`: share of the units' gradient that reaches the layers before them,
     which they share with the sound, 0 to 1."""
@@ -220,12 +225,14 @@ class Recipe:
                 f'train.learn = "{train.learn}" leaves the units as they are; leave out '
                 "data.teacher_folder and data.labels_folder."
             )
-        if self.loss.agreement and not (
-            train.learn == "units" and self.loss.consistency and data.augment_share
-        ):
+        if self.loss.agreement and not (train.learn == "units" and data.augment_share):
             raise ValueError(
-                'loss.agreement needs train.learn = "units", loss.consistency and '
-                "data.augment_share; set it to 0."
+                'loss.agreement needs train.learn = "units" and data.augment_share; set it to 0.'
+            )
+        if data.voice_range and not data.augment_share:
+            raise ValueError(
+                "data.voice_range is of the crops that data.augment_share changes; give both, or "
+                "set it to 0."
             )
         alone = train.learn in ("sound", "units")
         if alone and not (train.initial_model and self.model.level_frames):

@@ -1,12 +1,15 @@
 """Phone labels of English recordings with transcripts, by forced alignment with pocketsphinx.
 
-    python recipes/speech_mix/labels.py OUT_DIR MANIFEST...
+    python recipes/speech_mix/labels.py OUT_DIR MANIFEST... [--asr moonshine]
 
 Needs the package pocketsphinx, whose wheel holds its English model. OUT_DIR gets
 `<recording id>.npy`, int8 [frames] at 50 frames a second, and phones.txt: line i names label i.
-Recordings without a text, not in English, or with words that the dictionary lacks are left out.
+With --asr a recording without a text gets the one that this recogniser hears. A word that the
+dictionary lacks is aligned as the one spelt most like it, and its frames have no label, -1.
+Recordings without a text or not in English are left out, and those with words like no other.
 """
 
+import difflib
 import re
 import sys
 from pathlib import Path
@@ -16,7 +19,8 @@ import numpy as np
 import typer
 
 from audiovq.files import FileRefused, atomic_output
-from audiovq.training.data import read_crop, read_manifest
+from audiovq.quality.metrics import transcribe
+from audiovq.training.data import NO_LABEL, read_crop, read_manifest
 
 SAMPLE_RATE = 16_000
 HOP = 320
@@ -27,7 +31,13 @@ PHONES = (
 """ARPAbet without stress; silence and noises are SIL."""
 
 
-def main(out: Path, manifests: Annotated[list[Path], typer.Argument()]) -> None:
+def main(
+    out: Path,
+    manifests: Annotated[list[Path], typer.Argument()],
+    asr: Annotated[
+        str | None, typer.Option(help="Who hears what has no text: moonshine or a command.")
+    ] = None,
+) -> None:
     """Write phone labels of all English recordings with texts that the manifests list."""
     try:
         for path in manifests:
@@ -50,18 +60,23 @@ def main(out: Path, manifests: Annotated[list[Path], typer.Argument()]) -> None:
         seen += 1
         path = out / f"{cut.id}.npy"
         supervision = cut.supervisions[0]
-        words = spoken(supervision.text or "", known)
-        if not words or supervision.language not in ("en", "English"):
+        if supervision.language not in ("en", "English") or not (supervision.text or asr):
             continue
         if not path.is_file():
             source = cut.recording.sources[0].source
             n_samples = round(cut.duration * SAMPLE_RATE)
             try:
                 wav = read_crop(source, round(cut.start * SAMPLE_RATE), n_samples, SAMPLE_RATE)
-                labels = align(decoder, wav, words)
+                words = spoken(supervision.text or transcribe(wav, str(asr)), known)
+                sounded = [word if word in known else like(word, known) for word in words]
+                if not words or not all(sounded):
+                    continue
+                labels = align(decoder, wav, sounded, [word in known for word in words])
             except (FileRefused, RuntimeError) as error:
                 print(f"{cut.id} is left out: {error}", file=sys.stderr)
                 continue
+            except (ImportError, ValueError) as error:
+                sys.exit(str(error))
             with atomic_output(path) as temporary:
                 np.save(temporary, labels)
         written += 1
@@ -69,15 +84,23 @@ def main(out: Path, manifests: Annotated[list[Path], typer.Argument()]) -> None:
 
 
 def spoken(text: str, known: set[str]) -> list[str]:
-    """The words of a text as the dictionary has them; none when it lacks one."""
+    """The words of a text as the dictionary has them, where it does."""
     words = re.findall(r"[a-z']+", text.lower().replace("-", " "))
     words = [word if word in known else word.strip("'") for word in words]
-    words = [word for word in words if word]
-    return words if all(word in known for word in words) else []
+    return [word for word in words if word]
 
 
-def align(decoder, wav: np.ndarray, words: list[str]) -> np.ndarray:
-    """Label of each frame of a recording [N]: that of its middle. int8 [ceil(N / HOP)]."""
+def like(word: str, known: set[str]) -> str:
+    """The word of the dictionary that is spelt most like this one; none is an empty one."""
+    near = [x for x in known if x[0] == word[0] and abs(len(x) - len(word)) < 3]
+    return "".join(difflib.get_close_matches(word, near, n=1, cutoff=0.7))
+
+
+def align(decoder, wav: np.ndarray, words: list[str], sure: list[bool]) -> np.ndarray:
+    """Label of each frame of a recording [N]: that of its middle. int8 [ceil(N / HOP)].
+
+    sure: of each word, whether its phones are known; -1 stands for those that are not.
+    """
     pcm = (np.clip(wav, -1, 1) * 32767).astype("<i2").tobytes()
     decoder.set_align_text(" ".join(words))
     decode(decoder, pcm)
@@ -85,11 +108,10 @@ def align(decoder, wav: np.ndarray, words: list[str]) -> np.ndarray:
         raise RuntimeError("its words do not fit its sound")
     decoder.set_alignment()  # now phones within those words
     decode(decoder, pcm)
-    segments = [
-        (phone.name, phone.start, phone.duration)
-        for word in decoder.get_alignment()
-        for phone in word
-    ]
+    known, segments = iter(sure), []
+    for word in decoder.get_alignment():
+        named = word.name[0] in "<[" or next(known)  # silence and noise stand between the words
+        segments += [(phone.name if named else "", phone.start, phone.duration) for phone in word]
     return frame_labels(segments, -(-len(wav) // HOP))
 
 
@@ -101,11 +123,12 @@ def decode(decoder, pcm: bytes) -> None:
 
 
 def frame_labels(segments: list[tuple[str, int, int]], n_frames: int) -> np.ndarray:
-    """Labels of frames of 20 ms from (phone, start, duration) in steps of 10 ms."""
+    """Labels of frames of 20 ms from (phone, start, duration) in steps of 10 ms; "" is unknown."""
     steps = np.full(2 * n_frames, PHONES.index("SIL"), np.int8)
     for name, start, duration in segments:
         phone = re.sub(r"\d", "", name)
-        steps[start : start + duration] = PHONES.index(phone if phone in PHONES else "SIL")
+        label = PHONES.index(phone if phone in PHONES else "SIL") if name else NO_LABEL
+        steps[start : start + duration] = label
     return steps[1::2].copy()
 
 
