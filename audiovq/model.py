@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiovq import hub
+from audiovq.coarse import merges, standing_for
 from audiovq.codes import Codes, Header
 from audiovq.config import SOURCE_SETTINGS, ModelConfig
 from audiovq.entropy import TABLES_FILE, Tables, read_tables, register, write_tables
@@ -296,6 +297,23 @@ class AudioVQ(nn.Module):
         vectors = self.unit_vectors(wav)[:, : self.config.n_codes(0, wav.shape[2])]
         table = self.quantizer.codebooks[0].vectors
         return torch.cdist(vectors, table.expand(len(vectors), -1, -1)) ** 2
+
+    @entry
+    def coarse_units(self, n_units: int) -> Tensor:
+        """Which unit stands for each where only `n_units` are told apart, 1 to K: int64 [K].
+
+        Those merged are the ones whose code vectors are nearest, by how often they are used
+        (`audiovq.coarse`); the rest stays a unit of this model, which decodes. What 256 have in one
+        128 have in one, too. Raises `ValueError` for another number.
+        """
+        size = self.config.codebook_size
+        if not 1 <= n_units <= size:
+            raise ValueError(f"n_units must be in 1..{size}, the units there are, not {n_units}.")
+        codebook = self.quantizer.codebooks[0]
+        vectors = codebook.vectors.detach().cpu().numpy()
+        weights = codebook.weights().cpu().double().numpy()
+        order = kept(self, "merges", lambda: merges(vectors, weights))
+        return torch.from_numpy(standing_for(order, vectors, weights, n_units))
 
     def check_n_q(self, n_q: int | None) -> int:
         """`n_q`, or all levels when it is None. Raises `ValueError` when it is out of range."""

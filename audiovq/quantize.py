@@ -61,8 +61,11 @@ class EMACodebook(nn.Module):
     @property
     def vectors(self) -> Tensor:
         """Code vectors [K, D], float32: total / usage with Laplace smoothing."""
-        smoothed = (self.usage + EPSILON / len(self.usage)) / (1 + EPSILON)
-        return self.total / smoothed.unsqueeze(1)
+        return self.total / self.weights().unsqueeze(1)
+
+    def weights(self) -> Tensor:
+        """How often each code is used [K], with Laplace smoothing: they sum to 1."""
+        return (self.usage + EPSILON / len(self.usage)) / (1 + EPSILON)
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
@@ -139,6 +142,10 @@ class GradientCodebook(nn.Module):
     def update(self, x: Tensor, indices: Tensor) -> int:
         """Nothing to do: the optimizer moves the codes, and none is reset."""
         return 0
+
+    def weights(self) -> Tensor:
+        """How often each code is used [K] is not known: all alike."""
+        return torch.full((len(self.vectors),), 1 / len(self.vectors))
 
     def loss(self, x: Tensor, chosen: Tensor) -> Tensor:
         """The codebook loss, a scalar; `chosen` [M, D] are the vectors of the codes of x [M, D]."""

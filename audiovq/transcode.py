@@ -124,6 +124,7 @@ def repack_file(
     target: str | Path,
     *,
     n_q: int | None = None,
+    n_units: int | None = None,
     token_format: str = "avq",
     coded: bool = False,
     keep_broken: bool = False,
@@ -131,15 +132,21 @@ def repack_file(
 ) -> Transcoded:
     """Write the tokens of a file in another format; "-" is standard input or output.
 
-    source: what `decode_file` takes. n_q: levels to keep, all when None. token_format, coded: as
-    in `encode_file`. Raises `FileRefused` for either file, and for tokens that another model made.
+    source: what `decode_file` takes. n_q: levels to keep, all when None. n_units: how many units
+    to tell apart, all when None; see `AudioVQ.coarse_units`. token_format, coded: as in
+    `encode_file`. Raises `FileRefused` for either file, and for tokens that another model made;
+    `ValueError` for n_units.
     """
+    coarse = None if n_units is None else model.coarse_units(n_units).numpy()
     if str(target) != STDIO:
         refuse_existing(target, overwrite=overwrite)
     tokens, header = _read_for(model, source, keep_broken=keep_broken)
     n_q = check_levels(n_q, header.n_q, str(source))
     header = replace(header, n_q=n_q, level_strides=header.level_strides[:n_q])
-    data = _pack(tokens.indices[:n_q], header, token_format, model, coded=coded)
+    indices = tokens.indices[:n_q]
+    if coarse is not None:
+        indices = np.concatenate([coarse[indices[:1]].astype(np.uint16), indices[1:]])
+    data = _pack(indices, header, token_format, model, coded=coded)
     _write(target, data, overwrite=overwrite)
     seconds = header.n_samples / header.sample_rate
     return Transcoded(None, (n_q, header.n_frames), seconds, len(data), tokens.broken)

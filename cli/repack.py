@@ -1,4 +1,4 @@
-"""`audiovq repack`: tokens to another format, or to fewer levels."""
+"""`audiovq repack`: tokens to another format, to fewer levels, or to fewer units."""
 
 from typing import Annotated
 
@@ -33,6 +33,10 @@ def repack(
     n_q: Annotated[
         int | None, typer.Option("--n-q", help="Levels to keep, the first ones; all if unset.")
     ] = None,
+    n_units: Annotated[
+        int | None,
+        typer.Option(help="Units to tell apart: each other one becomes the most similar of those."),
+    ] = None,
     token_format: Annotated[
         TokenFormat | None, typer.Option("--format", help="By the output's name.")
     ] = None,
@@ -44,9 +48,9 @@ def repack(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write tokens in another format, coded or packed, or fewer levels of them.
+    """Write tokens in another format, coded or packed, fewer levels of them, or fewer units.
 
-    The tokens stay what they are.
+    The tokens stay what they are, but for --n-units, which merges units that mean nearly the same.
 
     Example: audiovq repack tokens/ -o small/ --format avq --coded
     """
@@ -64,6 +68,8 @@ def repack(
     )
     codec = load_model(model)
     codec.check_n_q(n_q)
+    if n_units is not None:
+        codec.coarse_units(n_units)
     say_if_packed(codec, coded)
 
     def convert(source: str, target: str, on_progress: OnProgress) -> Done:
@@ -74,6 +80,7 @@ def repack(
             source,
             target,
             n_q=n_q,
+            n_units=n_units,
             token_format=suffix[1:],
             coded=coded,
             keep_broken=keep_broken,

@@ -370,6 +370,12 @@ def robust_command(
         ),
     ] = None,
     level: Level = 0,
+    n_units: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K...", help="Also with so many units of the model told apart, as 256,128."
+        ),
+    ] = None,
     frame_rate: FrameRate = 50.0,
     alignments: Annotated[
         Path | None,
@@ -424,7 +430,7 @@ def robust_command(
     with Console(stderr=True).status("Encoding") as status:
         found = robustness(
             speech,
-            _tokenizers(model, command, level, frame_rate),
+            _tokenizers(model, command, level, frame_rate, n_units),
             chosen,
             baselines=baseline or (),
             fit=fit,
@@ -457,16 +463,22 @@ def _conditions(text: str | None) -> tuple[list[str], list[str]]:
 
 
 def _tokenizers(
-    model: str | None, command: str | None, level: int, frame_rate: float
+    model: str | None, command: str | None, level: int, frame_rate: float, n_units: str | None
 ) -> "list[Tokenizer]":
     """The model, unless a command alone is named, and the command."""
+    numbers = [] if n_units is None else n_units.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(f"--n-units are numbers of units, as 256,128, not {n_units!r}.")
+    if numbers and (level or (model is None and command is not None)):
+        raise typer.BadParameter("--n-units is for the units of a model, level 0; leave it out.")
     from audiovq import AudioVQ
     from audiovq.units.robust import command_tokenizer, model_tokenizer
 
     tokenizers = []
     if model is not None or command is None:
         codec = AudioVQ.from_pretrained(model or "default")
-        tokenizers.append(model_tokenizer(codec, level=level))
+        coarse = [int(number) for number in numbers]
+        tokenizers.append(model_tokenizer(codec, level=level, n_units=coarse))
     if command is not None:
         tokenizers.append(command_tokenizer(command, level=level, frame_rate=frame_rate))
     return tokenizers

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import soundfile
 from tiny import EXAMPLES
 from typer.testing import CliRunner
@@ -311,6 +312,17 @@ def test_models_have_units_and_segments(corpus: Path, tmp_path: Path) -> None:
     assert list(both) == ["test model", "test model segments"]
     for name in wavs:
         assert (plain["test model"].units[name] == both["test model"].units[name]).all()
+    for priced in (True, False):
+        if not priced:
+            del model.card["segment_price"]
+        found = model_tokenizer(model, n_units=(8, 2))(wavs)
+        for n in (8, 2):
+            for name, units in found[f"test model {n} units"].units.items():
+                assert (
+                    units == model.coarse_units(n).numpy()[plain["test model"].units[name]]
+                ).all()
+    with pytest.raises(ValueError, match="n_units must be in"):
+        model_tokenizer(model, n_units=(99,))
 
 
 @pytest.mark.parametrize(
@@ -318,6 +330,13 @@ def test_models_have_units_and_segments(corpus: Path, tmp_path: Path) -> None:
     [
         (["--conditions", "louder"], ValueError, "no condition"),
         (["--command", "prog {in}"], ValueError, "both folders"),
+        (["--n-units", "8,many"], typer.BadParameter, "numbers of units, as 256,128"),
+        (["--n-units", "8", "--level", "1"], typer.BadParameter, "level 0; leave it out"),
+        (
+            ["--n-units", "8", "--command", "prog {in} {out}"],
+            typer.BadParameter,
+            "units of a model",
+        ),
         (["--alignments", "phones"], ValueError, "who speaks"),
         (["--command", "no-such-program {in} {out}"], FileRefused, "cannot be run"),
         (["--command", f"{sys.executable} -c 1/0 {{in}} {{out}}"], FileRefused, "ZeroDivision"),

@@ -135,6 +135,10 @@ def test_what_cannot_be_meant_is_refused(tiny_folder, tmp_path):
     for verb in ("encode", "repack"):
         command = (verb, "a.npy", "-o", "b.npy", "--coded", "--model", tiny_folder)
         assert "--coded is for .avq" in run(*command, code=2)
+    np.save(tmp_path / "a.npy", np.zeros((4, 5), np.uint16))
+    for n in (0, 1000):
+        command = ("repack", tmp_path / "a.npy", "-o", tmp_path / "b.npy", "--n-units", n)
+        assert "n_units must be in 1.." in run(*command, "--model", tiny_folder, code=2)
 
 
 def test_tokens_without_tables_are_packed_with_a_word(tiny_folder, tmp_path):

@@ -212,6 +212,24 @@ def test_repacking_is_encoding_so(coded_model, tmp_path, n_q):
     )
 
 
+def test_repacking_merges_units_and_leaves_the_sound(coded_model, tmp_path):
+    whole, some, fewer = (tmp_path / f"{name}.avq" for name in ("whole", "some", "fewer"))
+    encode_file(coded_model, EXAMPLES[1], whole, token_format="avq")
+    repack_file(coded_model, whole, some, n_units=16, coded=True)
+    before, after = read_tokens(whole), read_tokens(some)
+    np.testing.assert_array_equal(after.indices[0], coded_model.coarse_units(16)[before.indices[0]])
+    np.testing.assert_array_equal(after.indices[1:], before.indices[1:])
+    assert len(np.unique(before.indices[0])) > 16 >= len(np.unique(after.indices[0]))
+    assert after.header == before.header  # they are tokens of the same model
+    repack_file(coded_model, some, fewer, n_units=5)
+    repack_file(coded_model, whole, some, n_units=5, overwrite=True)
+    np.testing.assert_array_equal(read_tokens(some).indices, read_tokens(fewer).indices)
+    for n in (0, 33):
+        with pytest.raises(ValueError, match="n_units must be in"):
+            repack_file(coded_model, whole, tmp_path / "none.avq", n_units=n)
+    assert not (tmp_path / "none.avq").exists()
+
+
 def test_plain_arrays_become_whole_frames_of_the_model(coded_model, tmp_path):
     np.save(tmp_path / "a.npy", np.arange(8).reshape(2, 4))
     repack_file(coded_model, tmp_path / "a.npy", tmp_path / "a.avq", coded=True)

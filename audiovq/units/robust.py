@@ -131,14 +131,19 @@ def load_speech(
 # --- Tokenizers -----------------------------------------------------------------------------------
 
 
-def model_tokenizer(model: "AudioVQ", *, level: int = 0) -> Tokenizer:
-    """The units of a model, and its segments where the card has a `segment_price` (level 0)."""
+def model_tokenizer(model: "AudioVQ", *, level: int = 0, n_units: Sequence[int] = ()) -> Tokenizer:
+    """The units of a model, and its segments where the card has a `segment_price` (level 0).
+
+    n_units: also with so many units told apart, each a kind of its own; see
+    `AudioVQ.coarse_units`. Raises `ValueError` for a number that it cannot have.
+    """
     import torch
 
     from audiovq.transcode import unit_distances
 
     rate = model.config.sample_rate
     price = model.card.get("segment_price") if level == 0 else None
+    coarse = {f"{model.name} {k} units": model.coarse_units(k).numpy() for k in n_units}
 
     def encode(wavs: Mapping[str, Wav]) -> dict[str, UnitFiles]:
         found: dict[str, dict[str, np.ndarray]] = {model.name: {}}
@@ -152,6 +157,8 @@ def model_tokenizer(model: "AudioVQ", *, level: int = 0) -> Tokenizer:
                 continue
             codes = model.encode(torch.from_numpy(wav)[None, None], n_q=level + 1)
             found[model.name][name] = codes.levels[level][0].cpu().numpy()
+        for kind, standing in coarse.items():
+            found[kind] = {name: standing[units] for name, units in found[model.name].items()}
         size = model.config.codebook_size
         return {k: UnitFiles(u, model.config.level_rate(level), size) for k, u in found.items()}
 
