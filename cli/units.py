@@ -468,9 +468,9 @@ def _tokenizers(
     """The model, unless a command alone is named, and the command."""
     numbers = [] if n_units is None else n_units.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
-        raise typer.BadParameter(f"--n-units are numbers of units, as 256,128, not {n_units!r}.")
+        raise ValueError(f"--n-units are numbers of units, as 256,128, not {n_units!r}.")
     if numbers and (level or (model is None and command is not None)):
-        raise typer.BadParameter("--n-units is for the units of a model, level 0; leave it out.")
+        raise ValueError("--n-units is for the units of a model, level 0; leave it out.")
     from audiovq import AudioVQ
     from audiovq.units.robust import command_tokenizer, model_tokenizer
 
