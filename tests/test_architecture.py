@@ -16,6 +16,7 @@ WINGS = {"training", "quality", "units", "exploration", "lm", "corpus", "demo"}
 """Folders of audiovq. They import the core, the flat modules, and never each other."""
 CORE = [
     {
+        "coarse",
         "files",
         "flatten",
         "config",

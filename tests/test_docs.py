@@ -32,6 +32,7 @@ GONE = re.compile(r"audiovq\.units\.merge_repeats")
 OTHERS = {
     "loss.name",
     "model.decode",
+    "model.coarse_units",
     "model.stream",
     "model.safetensors",
     "train.jsonl",
