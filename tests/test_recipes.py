@@ -381,7 +381,7 @@ def test_posteriors_name_the_frames_of_recordings_without_labels_too(tmp_path: P
         lines.append(json.dumps(cut.to_dict()))
     (tmp_path / "all.jsonl").write_text("\n".join(lines) + "\n")
     posteriors = runpy.run_path(str(RECIPES / "speech_mix" / "posteriors.py"))
-    posteriors["fit"].__globals__.update(EPOCHS=40, BATCH=64)
+    posteriors["fit"].__globals__.update(EPOCHS=15, BATCH=64)
     folders = [tmp_path / name for name in ("features", "labels", "out")]
     posteriors["main"](*folders, [tmp_path / "all.jsonl"])
     assert "Wrote 60 recordings" in capsys.readouterr().out
