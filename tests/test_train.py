@@ -541,6 +541,21 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
     assert torch.equal(moved.encode(speech).indices[:, 1:], wanted[:, 1:])
 
 
+def test_a_floor_joins_a_model_that_has_none(recipe, tiny_folder, tmp_path):
+    sizes = {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 25}
+    before = AudioVQ.from_pretrained(tiny_folder).grown(**sizes).round_weights()
+    before.save_pretrained(tmp_path / "before")
+    settings = replace(recipe.train, learn="units", initial_model=str(tmp_path / "before"))
+    floored = replace(before.config, level_floor=30)
+    model = initial_model(replace(recipe, model=floored, train=settings))
+    assert model.config == floored
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in before.state_dict().items())
+    model.save_pretrained(tmp_path / "before", overwrite=True)
+    other = replace(floored, level_floor=20)
+    with pytest.raises(FileRefused, match="level_floor is 30 in the model and 20 in the recipe"):
+        initial_model(replace(recipe, model=other, train=settings))
+
+
 def test_the_sound_learns_and_its_units_stay(recipe, tiny_folder, speech, tmp_path):
     """Encoder, acoustic codebooks and decoder move; what decides the units stays to the bit."""
     grown = AudioVQ.from_pretrained(tiny_folder).grown(
