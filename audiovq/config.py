@@ -14,6 +14,7 @@ _MAY_BE_0 = (
     "spectrum_size",
     "level_frames",
     "level_floor",
+    "unit_extra_blocks",
     "source_channels",
 )
 CODEBOOK_SETTINGS = ("n_codebooks", "codebook_size", "codebook", "level_strides")
@@ -36,6 +37,7 @@ MOST = {
     "encoder_expansion": 64,
     "level_frames": 1 << 12,
     "level_floor": 100,
+    "unit_extra_blocks": 256,
     "decoder_channels": 1 << 14,
     "decoder_blocks": 256,
     "decoder_expansion": 64,
@@ -86,6 +88,9 @@ class ModelConfig:
     level_floor: int = 0
     """dB from the level of the speech down to that of a noise whose power is added to the spectrum
     that the units see, so that fainter noise hardly changes it. Only with level_frames. 0: none."""
+    unit_extra_blocks: int = 0
+    """Residual blocks that the units have beyond as many as the sound has. Only with level_frames.
+    0: none."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""
     decoder_channels: int = 384
@@ -214,6 +219,11 @@ class ModelConfig:
                 "level_floor lies below the level that level_frames finds; without them it must "
                 f"be 0, not {self.level_floor}."
             )
+        if self.unit_extra_blocks and not self.level_frames:
+            raise ValueError(
+                "unit_extra_blocks join the units' own layers, which level_frames brings; without "
+                f"them it must be 0, not {self.unit_extra_blocks}."
+            )
         if self.unit_blocks > self.encoder_blocks[-1]:
             raise ValueError(
                 f"unit_blocks must be at most the encoder's last number of blocks "
@@ -318,7 +328,8 @@ class ModelConfig:
             rate *= stride
             samples += blocks * (self.kernel_size - 1) * rate
         spectrum = self.spectrum_size - 1 - self.hop_length // 2  # its window begins with a zero
-        last = self.encoder_blocks[-1] * (self.kernel_size - 1) * self.hop_length
+        n_last = self.encoder_blocks[-1] + self.unit_extra_blocks
+        last = n_last * (self.kernel_size - 1) * self.hop_length
         level = max(0, self.level_frames - 1) * self.hop_length
         ahead = self.hop_length * (self.group_frames + self.lookahead)
         return max(samples, spectrum + last + level) + ahead
@@ -396,7 +407,7 @@ class ModelConfig:
         values = asdict(self)
         for name in SOURCE_SETTINGS:
             del values[name]
-        for name in ("level_frames", "level_floor", "level_strides"):
+        for name in ("level_frames", "level_floor", "unit_extra_blocks", "level_strides"):
             if not values[name]:
                 del values[name]
         return json.dumps(values, indent=2)

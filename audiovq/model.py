@@ -454,6 +454,7 @@ class AudioVQ(nn.Module):
         spectrum_size: int = 0,
         level_frames: int = 0,
         level_floor: int = 0,
+        unit_extra_blocks: int = 0,
     ) -> "AudioVQ":
         """A model that computes the same, with room to learn more; 0 leaves a size as it is.
 
@@ -463,6 +464,7 @@ class AudioVQ(nn.Module):
             begin as copies of those that they shared with the sound, with a front of weights 0 in
             the place of the convolutions, and have to learn (train.learn = "units").
         level_floor: that of `ModelConfig`; with it, too, the units have to learn.
+        unit_extra_blocks: that of `ModelConfig`; they begin with a last layer of weights 0.
 
         Raises `ValueError` when the model has one of them in another size already, when nothing
         is asked for, and as `ModelConfig` does.
@@ -472,6 +474,7 @@ class AudioVQ(nn.Module):
             "spectrum_size": spectrum_size,
             "level_frames": level_frames,
             "level_floor": level_floor,
+            "unit_extra_blocks": unit_extra_blocks,
         }
         changes: dict[str, Any] = {}
         for name, size in wanted.items():
@@ -500,10 +503,13 @@ class AudioVQ(nn.Module):
             first = self.encoder.join + 1
             for own in [name for name in grown.state_dict() if "unit_stack" in name]:
                 place, rest = own.removeprefix("encoder.unit_stack.layers.").split(".", 1)
-                tensors[own] = tensors[f"encoder.stack.layers.{first + int(place)}.{rest}"]
+                shared = f"encoder.stack.layers.{first + int(place)}.{rest}"
+                if shared in tensors:  # those of `unit_extra_blocks` are not
+                    tensors[own] = tensors[shared]
         for name, tensor in grown.state_dict().items():
-            if name.startswith(_ADDED) and name not in tensors:
-                tensors[name] = torch.zeros_like(tensor)
+            if name not in tensors:  # a block adds to its input what its last layer gives
+                begins_at_0 = name.startswith(_ADDED) or ".down." in name
+                tensors[name] = torch.zeros_like(tensor) if begins_at_0 else tensor
         grown.load_state_dict(tensors)
         return grown.to(self.device).train(self.training)
 

@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
     With `level_frames` the units share nothing with the sound but the spectrum, from which the
     level is divided out: their front stands in for the convolutions, and all blocks at the frame
-    rate are there twice.
+    rate are there twice. With `unit_extra_blocks` the units have some more.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -70,6 +70,9 @@ class Encoder(nn.Module):
             self.level_floor = self.level.noise(config.level_floor) if config.level_floor else 0.0
             self.unit_front = nn.Linear(config.spectrum_size, width)
             self.unit_stack = copy.deepcopy(CausalStack(layers[self.join + 1 : n_shared]))
+            for _ in range(config.unit_extra_blocks):
+                block = ResidualBlock(width, config.kernel_size, config.encoder_expansion)
+                self.unit_stack.layers.append(block)
         self.n_sound = n_shared + self.unit_blocks
         """Tensors of the state before those of the units' own layers."""
         self.unit_gradient = 1.0

@@ -190,6 +190,26 @@ def test_a_floor_hides_noise_that_is_fainter_at_every_level(speech):
         started_model(DEEP).grown(level_floor=30)
 
 
+def test_units_get_more_blocks_and_stay_until_those_learn(speech):
+    before = started_model(DEEP).grown(level_frames=50)
+    before.encoder.fit_front([speech[:, :, :32_000]])
+    model = before.grown(unit_extra_blocks=2)
+    codes = before.encode(speech).indices
+    assert torch.equal(model.encode(speech).indices, codes)
+    assert "unit_extra_blocks" in model.config.tokens_json()
+    assert "unit_extra_blocks" not in before.config.tokens_json()
+    extra = model.encoder.unit_stack.layers[-2:]
+    assert all(block.up.weight.any() and block.kernel.any() for block in extra)
+    heard = model.config.receptive_field - before.config.receptive_field
+    assert heard == 2 * (model.config.kernel_size - 1) * model.config.hop_length
+    torch.nn.init.normal_(extra[1].down.weight)
+    other = model.encode(speech).indices
+    assert not torch.equal(other[:, 0], codes[:, 0])
+    assert torch.equal(other[:, 1:], codes[:, 1:])
+    with pytest.raises(ValueError, match="unit_extra_blocks join the units' own layers, which"):
+        started_model(DEEP).grown(unit_extra_blocks=2)
+
+
 def test_units_alone_are_those_of_all(speech):
     model = started_model(DEEP).grown(level_frames=50)
     model.encoder.fit_front([speech[:, :, :32_000]])

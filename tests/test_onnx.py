@@ -23,6 +23,7 @@ CONFIGS = {
         spectrum_size=512,
         level_frames=9,
         level_floor=30,
+        unit_extra_blocks=1,
         source_channels=16,
         pitch_channels=16,
         pitch_blocks=1,

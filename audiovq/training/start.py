@@ -93,8 +93,8 @@ def learns(recipe: Recipe, name: str) -> bool:
 
 def initial_model(recipe: Recipe) -> AudioVQ:
     """The model to go on from, grown to the recipe's `unit_blocks`, `spectrum_size`,
-    `level_frames` and `level_floor`, or, when the decoder learns alone, with the recipe's source,
-    or with codebooks that are still to be started."""
+    `level_frames`, `level_floor` and `unit_extra_blocks`, or, when the decoder learns alone, with
+    the recipe's source, or with codebooks that are still to be started."""
     name = recipe.train.initial_model
     model = AudioVQ.from_pretrained(name)
     if recipe.train.new_codebooks:
@@ -106,7 +106,13 @@ def initial_model(recipe: Recipe) -> AudioVQ:
         model = model.with_source(**source)
     growth: dict[str, Any] = {
         size: getattr(recipe.model, size)
-        for size in ("unit_blocks", "spectrum_size", "level_frames", "level_floor")
+        for size in (
+            "unit_blocks",
+            "spectrum_size",
+            "level_frames",
+            "level_floor",
+            "unit_extra_blocks",
+        )
         if getattr(recipe.model, size) and not getattr(model.config, size) and grows
     }
     no_growth: dict[str, Any] = dict.fromkeys(growth, 0)
