@@ -27,6 +27,7 @@ from audiovq import AudioVQ, FileRefused
 from audiovq.audio import load_audio
 from audiovq.training.batches import make_dataset
 from audiovq.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from audiovq.training.data import read_manifest
 from audiovq.training.export import export, run_model
 from audiovq.training.generator import Generator, dropout_levels
 from audiovq.training.log import RunLog
@@ -539,6 +540,46 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
     tables = [model.quantizer.codebooks for model in (moved, before)]
     assert not torch.equal(tables[0][0].vectors, tables[1][0].vectors)
     assert torch.equal(moved.encode(speech).indices[:, 1:], wanted[:, 1:])
+
+
+def test_new_heads_on_the_units_learn_alone_at_first(recipe, tiny_folder, manifest, tmp_path):
+    sizes = {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 25}
+    before = AudioVQ.from_pretrained(tiny_folder).grown(**sizes)
+    torch.nn.init.normal_(before.encoder.unit_front.weight, std=0.1)  # as if they had learnt
+    before.round_weights().save_pretrained(tmp_path / "before")
+    for cut in read_manifest(manifest):
+        path = tmp_path / "labels" / f"{cut.id}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.arange(1000, dtype=np.int8) % 40)
+    settings = replace(
+        recipe.train,
+        learn="units",
+        initial_model=str(tmp_path / "before"),
+        heads_alone=2,
+        steps=4,
+        checkpoint_every=2,
+        warmup_steps=1,
+    )
+    changed = replace(
+        recipe,
+        model=before.config,
+        data=replace(recipe.data, labels_folder=str(tmp_path / "labels")),
+        loss=replace(recipe.loss, consistency=1.0),
+        train=settings,
+    )
+    start = Run(changed, tmp_path / "new", Fabric(accelerator="cpu"))
+    own = [f"generator.{name}" for name, p in start.module.named_parameters() if p.requires_grad]
+    train(changed, tmp_path / "run")
+    stages = [start._tensors()] + [
+        load_checkpoint(tmp_path / "run" / f"checkpoint-{step:08d}.safetensors")[0]
+        for step in (2, 4)
+    ]
+    heads, all_of_it = (
+        {name for name in own if not stage[name].equal(start._tensors()[name])}
+        for stage in stages[1:]
+    )
+    assert heads == {name for name in own if "label_head" in name}
+    assert any(name.startswith("generator.model.encoder.unit") for name in all_of_it - heads)
 
 
 def test_a_floor_joins_a_model_that_has_none(recipe, tiny_folder, tmp_path):

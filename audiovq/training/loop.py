@@ -255,6 +255,9 @@ class Run:
             self._skip(batch, losses if bad else {"the gradient": gradient})
             return
         self.fabric.backward(total)
+        if step < recipe.train.heads_alone:
+            for parameter in self.model.parameters():
+                parameter.grad = None
         norm = clip_gradients(self.fabric, self.generator, self.optimizer, recipe.train.clip_norm)
         if not all_finite(self.fabric, norm):
             self._skip(batch, {"the gradient": norm})

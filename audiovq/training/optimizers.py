@@ -29,6 +29,8 @@ def generator_first(recipe: Recipe, step: int) -> int:
     """The step from which on the generator learns, without the discriminators or again with them:
     later than `step` while it waits for them (`train.discriminator_head_start`)."""
     settings = recipe.train
+    if step >= settings.heads_alone > 0:
+        return settings.heads_alone
     if not settings.discriminator_head_start or step < settings.adversarial_from:
         return 0
     return settings.adversarial_from + settings.discriminator_head_start

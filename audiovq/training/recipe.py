@@ -181,6 +181,9 @@ class TrainSettings:
     learn: Annotated[str, Choice(("all", "decoder", "sound", "units"))] = "all"
     """"all"; "decoder": then the tokens stay those of `initial_model`; or, with model.level_frames,
     "sound": then its units stay, or "units": then the acoustic codes and the decoder do."""
+    heads_alone: Steps = 0
+    """With learn = "units" and a teacher or labels: first steps in which only the heads learn by
+    which these judge the units. New ones would lead a model astray that is trained already."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,13 @@ class Recipe:
                 "train.initial_discriminators is of discriminators, which this run does without; "
                 'leave it out, or set train.adversarial_from and let "all", "decoder" or "sound" '
                 "learn."
+            )
+        if train.heads_alone and (
+            train.learn != "units" or not (data.teacher_folder or data.labels_folder)
+        ):
+            raise ValueError(
+                'train.heads_alone is of the heads on the units: it needs train.learn = "units" '
+                "and data.teacher_folder or data.labels_folder; leave it out."
             )
         if train.discriminator_head_start:
             first = train.adversarial_from + train.discriminator_head_start
