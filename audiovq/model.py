@@ -543,7 +543,9 @@ class AudioVQ(nn.Module):
         Raises `ValueError`, with all weights as they were, when one is beyond float16's range
         (65504) or not finite.
         """
-        rounded = {name: p.detach().half() for name, p in self.named_parameters()}
+        # Adding 0 makes -0 of what is too small 0: an average of them would be, and its fingerprint
+        # another one.
+        rounded = {name: p.detach().half() + 0.0 for name, p in self.named_parameters()}
         for name, half in rounded.items():
             if not torch.isfinite(half).all():
                 raise ValueError(

@@ -15,6 +15,7 @@ import torch
 from tiny import TINY, full_disk, started_model
 
 from audiovq import AudioVQ, FileRefused
+from audiovq.training.average import Average
 
 PREFIX = "import sys; sys.path.insert(0, 'tests'); import torch; from tiny import *\n"
 
@@ -160,6 +161,21 @@ def test_what_cannot_be_used_is_not_saved(tmp_path):
         assert torch.equal(tensor, before[name]), name
     model.save_pretrained(tmp_path / "new")  # float32 holds it
     assert AudioVQ.from_pretrained(tmp_path / "new").fingerprint == model.fingerprint
+
+
+def test_rounded_weights_and_their_average_have_one_fingerprint():
+    model = started_model(TINY)
+    with torch.no_grad():
+        model.encoder.norm.weight[:3] = torch.tensor([-1e-9, -0.0, -0.25])
+    model.round_weights()
+    assert model.encoder.norm.weight[2] == -0.25
+    before = model.fingerprint
+    average = Average(model, decay=0.9)
+    average.update(100)
+    with average.applied():
+        assert model.fingerprint == before
+    zeros = [p[p == 0] for p in model.parameters()]
+    assert not torch.cat(zeros).signbit().any()
 
 
 def test_a_model_is_saved_whole_or_not_at_all(tiny_model, tmp_path):
