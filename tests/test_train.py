@@ -495,7 +495,7 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
         steps=60,
         log_every=20,
         checkpoint_every=30,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         warmup_steps=20,
         ema_decay=0.5,
     )
@@ -518,7 +518,8 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
     train(changed, tmp_path / "run")
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     losses = {line["step"]: line["consistency"] for line in lines if "consistency" in line}
-    assert losses[60] < 0.8 * losses[1]
+    assert losses[60] < losses[1]  # of one crop
+    assert losses[60] < 0.6 * losses[20]
     after = export(tmp_path / "run", tmp_path / "after")
     for name, tensor in before.state_dict().items():
         if not before.decides_units(name) or "codebooks" in name:

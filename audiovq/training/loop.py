@@ -231,8 +231,7 @@ class Run:
         )
         if recipe.train.learn == "units" and "clean" in batch:
             batch, levels = both_views(batch), levels.repeat(2)
-        waits = step < generator_first(recipe, step)
-        if waits:
+        if waits := step < generator_first(recipe, step):
             self.model.quantizer.eval()  # its codebooks wait too
         with torch.set_grad_enabled(not waits):
             output = self.generator(batch["wav"], levels, self.quantize, batch.get("tokens"))
@@ -256,8 +255,7 @@ class Run:
             return
         self.fabric.backward(total)
         if step < recipe.train.heads_alone:
-            for parameter in self.model.parameters():
-                parameter.grad = None
+            self.model.zero_grad()
         norm = clip_gradients(self.fabric, self.generator, self.optimizer, recipe.train.clip_norm)
         if not all_finite(self.fabric, norm):
             self._skip(batch, {"the gradient": norm})
