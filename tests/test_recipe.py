@@ -191,6 +191,13 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, sentence)
             r"unit_shift must be fewer than the frames of a crop \(4\), not 4",
         ),
         (
+            LEAST
+            + "labels_folder = 'a'\n"
+            + "[model]\nunit_blocks = 1\nspectrum_size = 512\nlevel_frames = 9\n"
+            + "[train]\nlearn = 'units'\ninitial_model = 'b'\nsteps = 9\nheads_alone = 9\n",
+            "heads_alone is 9 of 9 steps, after which the units never learn",
+        ),
+        (
             LEAST + "labels_folder = 'a'\n[train]\nlearn = 'sound'\ninitial_model = 'b'\n",
             'train.learn = "sound" leaves the units as they are',
         ),

@@ -296,6 +296,11 @@ class Recipe:
                 'train.heads_alone is of the heads on the units: it needs train.learn = "units" '
                 "and data.teacher_folder or data.labels_folder; leave it out."
             )
+        if train.heads_alone >= train.steps:
+            raise ValueError(
+                f"train.heads_alone is {train.heads_alone} of {train.steps} steps, after which the "
+                "units never learn; give fewer."
+            )
         if train.discriminator_head_start:
             first = train.adversarial_from + train.discriminator_head_start
             if train.learn == "units":
