@@ -223,18 +223,25 @@ class AudioVQ(nn.Module):
         wav, pitch = self._decode(z_q[:, :n_frames])
         return Output(wav, units[:, :n_frames], quantized, pitch)
 
-    def hear(self, wav: Tensor) -> Quantized:
+    def hear(self, wav: Tensor, *, quantize: bool = True) -> tuple[Tensor, Quantized | None]:
         """The units' part of `forward`, where they share no layer with the sound (`level_frames`).
 
         wav: [B, 1, N], N a multiple of hop_length.
+        quantize: False passes the quantizer by.
+
+        Gives `Output.units` and `Output.quantized`.
         """
         if self.encoder.level is None:
             raise ValueError("Only with level_frames do the units have all layers for themselves.")
         z = self._latent(wav, 1)
         assert isinstance(self.quantizer, SplitQuantizer)
         with torch.autocast(wav.device.type, enabled=False):
+            if not quantize:
+                vectors = self.quantizer.unit_vectors(z)
+                return vectors.repeat_interleave(self.config.frames_per_code[0], dim=1), None
             one = torch.ones(len(wav), dtype=torch.int64, device=wav.device)
-            return self.quantizer.units(z, one)
+            quantized = self.quantizer.units(z, one)
+            return quantized.units, quantized
 
     def resynthesize(self, codes: Tensor, n_q: Tensor) -> Output:
         """The decoder's part of `forward`, for codes [B, n_codebooks, T] that are known.
@@ -463,7 +470,7 @@ class AudioVQ(nn.Module):
         level_frames: that of `ModelConfig`. Here the units do not stay the same: their own layers
             begin as copies of those that they shared with the sound, with a front of weights 0 in
             the place of the convolutions, and have to learn (train.learn = "units").
-        level_floor: that of `ModelConfig`; with it, too, the units have to learn.
+        level_floor: that of `ModelConfig`; with another one, too, the units have to learn.
         unit_extra_blocks: that of `ModelConfig`; they begin with a last layer of weights 0.
 
         Raises `ValueError` when the model has one of them in another size already, when nothing
@@ -479,9 +486,9 @@ class AudioVQ(nn.Module):
         changes: dict[str, Any] = {}
         for name, size in wanted.items():
             has = getattr(self.config, name)
-            if size and has and size != has:
+            if size and has and size != has and name != "level_floor":  # it has no weights
                 raise ValueError(f"{name} is {has} in this model and cannot become {size}.")
-            if size and not has:
+            if size and size != has:
                 changes[name] = size
         if not changes:
             raise ValueError(f"Give one of {', '.join(wanted)} that the model does not have.")

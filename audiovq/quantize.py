@@ -335,9 +335,12 @@ class SplitQuantizer(nn.Module):
 
     def start(self, z: Tensor) -> None:
         """k-means start of every level from z [B, T, dim]."""
-        z_units, z_acoustic = self._parts(z)
-        self.units.start(z_units)
-        self.acoustic.start(z_acoustic)
+        self.start_units(z)
+        self.acoustic.start(self._parts(z)[1])
+
+    def start_units(self, z: Tensor) -> None:
+        """k-means start of level 0 alone."""
+        self.units.start(self._parts(z)[0])
 
     def bypass(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, T, dim] through the projections alone, and the vectors of level 0."""

@@ -114,8 +114,10 @@ def test_two_views_agree_with_a_model_to_keep_to_and_without():
     alone = keeping_losses(views, table, None, twice=True)
     assert set(alone) == {"agreement"}
     (gradient,) = torch.autograd.grad(alone["agreement"], views)
-    assert not gradient[:2].any()  # the first view does not follow the second
+    assert gradient[:2].any()  # each comes towards the other
     assert gradient[2:].any()
+    moved = (views - 0.01 * gradient).detach().chunk(2)
+    assert (moved[0] - moved[1]).norm() < (first - views[2:]).norm()
     both = keeping_losses(views, table, wanted, twice=True)
     torch.testing.assert_close(both["agreement"], alone["agreement"])
     torch.testing.assert_close(both["consistency"], consistency_loss(first, table, wanted))

@@ -548,10 +548,7 @@ def test_new_heads_on_the_units_learn_alone_at_first(recipe, tiny_folder, manife
     before = AudioVQ.from_pretrained(tiny_folder).grown(**sizes)
     torch.nn.init.normal_(before.encoder.unit_front.weight, std=0.1)  # as if they had learnt
     before.round_weights().save_pretrained(tmp_path / "before")
-    for cut in read_manifest(manifest):
-        path = tmp_path / "labels" / f"{cut.id}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.arange(1000, dtype=np.int8) % 40)
+    label_all(manifest, tmp_path / "labels")
     settings = replace(
         recipe.train,
         learn="units",
@@ -583,7 +580,71 @@ def test_new_heads_on_the_units_learn_alone_at_first(recipe, tiny_folder, manife
     assert any(name.startswith("generator.model.encoder.unit") for name in all_of_it - heads)
 
 
-def test_a_floor_joins_a_model_that_has_none(recipe, tiny_folder, tmp_path):
+def test_units_that_learn_alone_get_a_codebook_anew(
+    recipe, tiny_folder, manifest, speech, tmp_path
+):
+    """Without one at first, judged by labels; the sound keeps its own codebooks and codes."""
+    before = AudioVQ.from_pretrained(tiny_folder).grown(
+        unit_blocks=1, spectrum_size=512, level_frames=25
+    )
+    torch.nn.init.normal_(before.encoder.unit_front.weight, std=0.1)  # as if they had learnt
+    before.round_weights().save_pretrained(tmp_path / "before")
+    label_all(manifest, tmp_path / "labels")
+    settings = replace(
+        recipe.train,
+        learn="units",
+        initial_model=str(tmp_path / "before"),
+        new_codebooks=True,
+        autoencoder_steps=2,
+        steps=4,
+        checkpoint_every=2,
+        warmup_steps=1,
+    )
+    changed = replace(
+        recipe,
+        model=before.config,
+        data=replace(recipe.data, labels_folder=str(tmp_path / "labels"), augment_share=0.5),
+        loss=replace(recipe.loss, agreement=1.0),
+        train=settings,
+    )
+    train(changed, tmp_path / "run")
+    first, last = (
+        load_checkpoint(tmp_path / "run" / f"checkpoint-{step:08d}.safetensors")[0]
+        for step in (2, 4)
+    )
+    own = [name for name in first if name.startswith("generator.model.quantizer.")]
+    changed_by = [name for name in own if not first[name].equal(last[name])]
+    codebooks = [name for name in changed_by if "codebooks" in name]
+    assert codebooks
+    assert all(".units." in name for name in codebooks)
+    unit_front = "generator.model.encoder.unit_front.weight"
+    assert not first[unit_front].equal(before.encoder.unit_front.weight)  # without a codebook
+    logged = metrics(tmp_path / "run")
+    assert ["agreement" in line for line in logged if "labels" in line] == [
+        line["step"] > 2 for line in logged if "labels" in line
+    ]
+    after = export(tmp_path / "run", tmp_path / "after")
+    codes, wanted = after.encode(speech).indices, before.encode(speech).indices
+    assert torch.equal(codes[:, 1:], wanted[:, 1:])
+    assert not torch.equal(codes[:, 0], wanted[:, 0])
+    with pytest.raises(ValueError, match="need what judges them without a codebook"):
+        replace(changed, data=replace(changed.data, labels_folder=""))
+    fewer = replace(changed, model=replace(before.config, n_codebooks=3))
+    with pytest.raises(
+        FileRefused, match=r"n_codebooks is 4 .* 3 .*Give the recipe the model's\.$"
+    ):
+        initial_model(fewer)
+
+
+def label_all(manifest, folder):
+    """Labels of all recordings, one after the other."""
+    for cut in read_manifest(manifest):
+        path = folder / f"{cut.id}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.arange(1000, dtype=np.int8) % 40)
+
+
+def test_a_floor_joins_a_model_that_has_none_or_another(recipe, tiny_folder, tmp_path):
     sizes = {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 25}
     before = AudioVQ.from_pretrained(tiny_folder).grown(**sizes).round_weights()
     before.save_pretrained(tmp_path / "before")
@@ -594,6 +655,8 @@ def test_a_floor_joins_a_model_that_has_none(recipe, tiny_folder, tmp_path):
     assert all(torch.equal(x, model.state_dict()[name]) for name, x in before.state_dict().items())
     model.save_pretrained(tmp_path / "before", overwrite=True)
     other = replace(floored, level_floor=20)
+    assert initial_model(replace(recipe, model=other, train=settings)).config == other
+    settings = replace(settings, learn="sound")
     with pytest.raises(FileRefused, match="level_floor is 30 in the model and 20 in the recipe"):
         initial_model(replace(recipe, model=other, train=settings))
 

@@ -34,7 +34,8 @@ class Generator(nn.Module):
         """codes: [B, n_codebooks, T] of wav, when they are known: then only the decoder runs. With
         train.learn = "units" only their own layers run, and there is no sound."""
         if self.units_alone:
-            return self._judged({}, self.model.hear(wav))
+            units, quantized = self.model.hear(wav, quantize=quantize)
+            return self._judged({}, quantized, units)
         if codes is not None:
             output = self.model.resynthesize(codes, n_q)
         else:

@@ -229,7 +229,7 @@ class Run:
         levels = self.fabric.to_device(
             dropout_levels(recipe, step, self.fabric.global_rank, len(batch["wav"]))
         )
-        if recipe.train.learn == "units" and "clean" in batch:
+        if recipe.loss.agreement and "clean" in batch:
             batch, levels = both_views(batch), levels.repeat(2)
         if waits := step < generator_first(recipe, step):
             self.model.quantizer.eval()  # its codebooks wait too
@@ -242,7 +242,7 @@ class Run:
             return
         if self.reference is not None:
             batch["kept_vectors"] = self.reference.unit_vectors(batch.get("clean", batch["wav"]))
-        if self.reference is not None or recipe.loss.agreement:
+        if self.quantize and (self.reference is not None or recipe.loss.agreement):
             batch["unit_table"] = self.model.quantizer.codebooks[0].vectors
         other = other_losses(output, batch, recipe.loss.unit_shift)
         total = self._weighted(other) + output.get("codebook", 0.0)
@@ -310,12 +310,12 @@ class Run:
             self.log.say("The units have a front of their own, the nearest to the convolutions.")
 
     def _start_quantizer(self) -> None:
-        """k-means starts of all codebooks."""
+        """k-means starts of all codebooks that learn."""
         torch.manual_seed(step_seed(self.recipe, self.step))
-        start_codebooks(self.model, self.dataset, self.fabric)
+        start_codebooks(self.recipe, self.model, self.dataset, self.fabric)
         self.average.restart(".codebooks.")
         self.quantize = True
-        self.log.say("The quantizer is on: every codebook started from k-means.")
+        self.log.say("The quantizer is on: every codebook that learns started from k-means.")
 
     def _validate(self) -> None:
         """Quality on the validation recordings, with the averaged weights."""

@@ -154,15 +154,16 @@ def keeping_losses(
 ) -> dict[str, Tensor]:
     """What keeps vectors [B, T, D] those of the model whose vectors [B, T, D] are wanted, if any.
 
-    twice: vectors [2 * B, T, D] are of two views of each crop, of which the first is kept and the
-    second follows it.
+    twice: vectors [2 * B, T, D] are of two views of each crop, of which the first is kept. The
+    second is to have its units; the two come to meet each other, so that the first lets go of what
+    only it can hear.
     """
     first, second = vectors.chunk(2) if twice else (vectors, None)
     losses = {}
     if wanted is not None:
         losses["consistency"] = consistency_loss(first, table, wanted)
     if second is not None:
-        losses["agreement"] = consistency_loss(second, table, first.detach())
+        losses["agreement"] = consistency_loss(second, table, first)
     return losses
 
 

@@ -110,8 +110,8 @@ class LossSettings:
     unit codebook stays as it is."""
     agreement: Weight = 0.0
     """With train.learn = "units" and data.augment_share: the same of the units of the augmented
-    crop with those of the crop before it, which is heard too. With `consistency` that one alone is
-    kept near the model's; without, the unit codebook learns along."""
+    crop with those of the crop before it, which is heard too; the vectors of both move.
+    With `consistency` the latter are kept near the model's; without, the codebook learns along."""
     unit_gradient: Share = 1.0
     """With `model.unit_blocks`: share of the units' gradient that reaches the layers before them,
     which they share with the sound, 0 to 1."""
@@ -177,7 +177,8 @@ class TrainSettings:
     """Folder of a model to start from instead of random weights; the run starts quantized."""
     new_codebooks: bool = False
     """Leave the codebooks of `initial_model`: new ones start from k-means, after
-    `autoencoder_steps`, as many and as large and of such strides as the recipe says."""
+    `autoencoder_steps`, as many and as large and of such strides as the recipe says. With
+    learn = "units" that of the units alone, as large as it was."""
     learn: Annotated[str, Choice(("all", "decoder", "sound", "units"))] = "all"
     """"all"; "decoder": then the tokens stay those of `initial_model`; or, with model.level_frames,
     "sound": then its units stay, or "units": then the acoustic codes and the decoder do."""
@@ -246,11 +247,17 @@ class Recipe:
                 "model.level_frames."
             )
         if train.new_codebooks and (
-            not train.initial_model or train.learn != "all" or self.loss.consistency
+            not train.initial_model or keeps_units or self.loss.consistency
         ):
             raise ValueError(
-                'train.new_codebooks needs train.initial_model and train.learn = "all", and no '
-                "loss.consistency, which keeps the codebook of the units; set it to false."
+                'train.new_codebooks needs train.initial_model and train.learn = "all" or "units", '
+                "and no loss.consistency, which keeps the codebook of the units; set it to false."
+            )
+        alone = train.new_codebooks and train.learn == "units"
+        if alone and train.autoencoder_steps and not (data.teacher_folder or data.labels_folder):
+            raise ValueError(
+                "train.autoencoder_steps of units that learn alone need what judges them without a "
+                "codebook; name data.teacher_folder or data.labels_folder, or set it to 0."
             )
         if self.loss.consistency and (not train.initial_model or keeps_units):
             raise ValueError(
@@ -362,7 +369,7 @@ def _add_sizes(values: dict[str, Any]) -> None:
         sizes = asdict(config_of(name))
     except FileRefused:
         return  # said when a run begins; one that goes on does not need it
-    if train.get("new_codebooks"):
+    if train.get("new_codebooks") and train.get("learn") != "units":
         sizes = {key: size for key, size in sizes.items() if key not in CODEBOOK_SETTINGS}
     lists = {key: list(size) for key, size in sizes.items() if isinstance(size, tuple)}
     values["model"] = sizes | lists | named

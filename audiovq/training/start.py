@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from audiovq.config import CODEBOOK_SETTINGS, SOURCE_SETTINGS, ModelConfig
 from audiovq.files import FileRefused
 from audiovq.model import AudioVQ
+from audiovq.quantize import SplitQuantizer
 from audiovq.training.checkpoint import Checkpoint, newest_checkpoint, read_newest
 from audiovq.training.data import CropDataset
 from audiovq.training.recipe import Recipe, TrainSettings
@@ -97,7 +98,7 @@ def initial_model(recipe: Recipe) -> AudioVQ:
     the recipe's source, or with codebooks that are still to be started."""
     name = recipe.train.initial_model
     model = AudioVQ.from_pretrained(name)
-    if recipe.train.new_codebooks:
+    if recipe.train.new_codebooks and recipe.train.learn == "all":
         model = with_new_codebooks(model, recipe.model)
     only_decoder = recipe.train.learn == "decoder"
     grows = recipe.train.learn in ("all", "units")
@@ -105,7 +106,7 @@ def initial_model(recipe: Recipe) -> AudioVQ:
     if only_decoder and any(getattr(model.config, key) != value for key, value in source.items()):
         model = model.with_source(**source)
     growth: dict[str, Any] = {
-        size: getattr(recipe.model, size)
+        size: wanted
         for size in (
             "unit_blocks",
             "spectrum_size",
@@ -113,9 +114,10 @@ def initial_model(recipe: Recipe) -> AudioVQ:
             "level_floor",
             "unit_extra_blocks",
         )
-        if getattr(recipe.model, size) and not getattr(model.config, size) and grows
+        if grows and (wanted := getattr(recipe.model, size)) != (has := getattr(model.config, size))
+        if wanted and (not has or size == "level_floor")
     }
-    no_growth: dict[str, Any] = dict.fromkeys(growth, 0)
+    no_growth = {size: getattr(model.config, size) for size in growth}
     expected = replace(recipe.model, **no_growth)
     if model.config != expected:
         wanted, found = asdict(expected), asdict(model.config)
@@ -128,7 +130,8 @@ def initial_model(recipe: Recipe) -> AudioVQ:
             f"{name} has other sizes than the recipe: {wrong}. Give the recipe the model's"
             + (
                 ", or set train.new_codebooks."
-                if any(key in CODEBOOK_SETTINGS and found[key] != wanted[key] for key in found)
+                if recipe.train.learn == "all"
+                and any(key in CODEBOOK_SETTINGS and found[key] != wanted[key] for key in found)
                 else "."
             )
         )
@@ -183,8 +186,9 @@ def start_front(model: AudioVQ, dataset: CropDataset, fabric: Fabric) -> bool:
     return True
 
 
-def start_codebooks(model: AudioVQ, dataset: CropDataset, fabric: Fabric) -> None:
-    """Start all codebooks from k-means of the latents of some crops, of each rank its share."""
+def start_codebooks(recipe: Recipe, model: AudioVQ, dataset: CropDataset, fabric: Fabric) -> None:
+    """Start all codebooks that learn from k-means of the latents of some crops, of each rank its
+    share."""
     share = START_CROPS // fabric.world_size
     first = FIRST_CROP + share * fabric.global_rank
     latents = []
@@ -192,4 +196,8 @@ def start_codebooks(model: AudioVQ, dataset: CropDataset, fabric: Fabric) -> Non
         wav = fabric.to_device(dataset[index]["wav"])
         with fabric.autocast():
             latents.append(model.latent(wav[None]))
-    model.quantizer.start(torch.cat(latents, dim=1))
+    quantizer, z = model.quantizer, torch.cat(latents, dim=1)
+    if isinstance(quantizer, SplitQuantizer) and recipe.train.learn == "units":
+        quantizer.start_units(z)
+    else:
+        quantizer.start(z)
