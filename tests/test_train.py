@@ -543,11 +543,26 @@ def test_units_learn_alone_to_stay_what_they_were(recipe, tiny_folder, speech, t
     assert torch.equal(moved.encode(speech).indices[:, 1:], wanted[:, 1:])
 
 
+def with_own_units(tiny_folder, folder) -> AudioVQ:
+    """The tiny model, its units in layers of their own, as if those had learnt; saved."""
+    model = AudioVQ.from_pretrained(tiny_folder).grown(
+        unit_blocks=1, spectrum_size=512, level_frames=25
+    )
+    torch.nn.init.normal_(model.encoder.unit_front.weight, std=0.1)
+    model.round_weights().save_pretrained(folder)
+    return model
+
+
+def label_all(manifest, folder):
+    """Labels of all recordings, one after the other."""
+    for cut in read_manifest(manifest):
+        path = folder / f"{cut.id}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.arange(1000, dtype=np.int8) % 40)
+
+
 def test_new_heads_on_the_units_learn_alone_at_first(recipe, tiny_folder, manifest, tmp_path):
-    sizes = {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 25}
-    before = AudioVQ.from_pretrained(tiny_folder).grown(**sizes)
-    torch.nn.init.normal_(before.encoder.unit_front.weight, std=0.1)  # as if they had learnt
-    before.round_weights().save_pretrained(tmp_path / "before")
+    before = with_own_units(tiny_folder, tmp_path / "before")
     label_all(manifest, tmp_path / "labels")
     settings = replace(
         recipe.train,
@@ -584,11 +599,7 @@ def test_units_that_learn_alone_get_a_codebook_anew(
     recipe, tiny_folder, manifest, speech, tmp_path
 ):
     """Without one at first, judged by labels; the sound keeps its own codebooks and codes."""
-    before = AudioVQ.from_pretrained(tiny_folder).grown(
-        unit_blocks=1, spectrum_size=512, level_frames=25
-    )
-    torch.nn.init.normal_(before.encoder.unit_front.weight, std=0.1)  # as if they had learnt
-    before.round_weights().save_pretrained(tmp_path / "before")
+    before = with_own_units(tiny_folder, tmp_path / "before")
     label_all(manifest, tmp_path / "labels")
     settings = replace(
         recipe.train,
@@ -636,14 +647,6 @@ def test_units_that_learn_alone_get_a_codebook_anew(
         initial_model(fewer)
 
 
-def label_all(manifest, folder):
-    """Labels of all recordings, one after the other."""
-    for cut in read_manifest(manifest):
-        path = folder / f"{cut.id}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.arange(1000, dtype=np.int8) % 40)
-
-
 def test_a_floor_joins_a_model_that_has_none_or_another(recipe, tiny_folder, tmp_path):
     sizes = {"unit_blocks": 1, "spectrum_size": 512, "level_frames": 25}
     before = AudioVQ.from_pretrained(tiny_folder).grown(**sizes).round_weights()
@@ -663,12 +666,7 @@ def test_a_floor_joins_a_model_that_has_none_or_another(recipe, tiny_folder, tmp
 
 def test_the_sound_learns_and_its_units_stay(recipe, tiny_folder, speech, tmp_path):
     """Encoder, acoustic codebooks and decoder move; what decides the units stays to the bit."""
-    grown = AudioVQ.from_pretrained(tiny_folder).grown(
-        unit_blocks=1, spectrum_size=512, level_frames=25
-    )
-    torch.nn.init.normal_(grown.encoder.unit_front.weight, std=0.1)  # as if they had learnt
-    grown.round_weights().save_pretrained(tmp_path / "before")
-    before = AudioVQ.from_pretrained(tmp_path / "before")
+    before = with_own_units(tiny_folder, tmp_path / "before")
     settings = replace(
         recipe.train,
         learn="sound",
