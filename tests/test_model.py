@@ -214,10 +214,14 @@ def test_units_alone_are_those_of_all(speech):
     model = started_model(DEEP).grown(level_frames=50)
     model.encoder.fit_front([speech[:, :, :32_000]])
     wav = speech[:, :, :32_000]
-    quantized = model.hear(wav)
+    units, quantized = model.hear(wav)
     assert torch.equal(quantized.unit_vectors, model.unit_vectors(wav))
-    units = nearest(quantized.unit_vectors[0], model.quantizer.codebooks[0].vectors)
-    assert torch.equal(quantized.codes[0, 0], units)
+    found = nearest(quantized.unit_vectors[0], model.quantizer.codebooks[0].vectors)
+    assert torch.equal(quantized.codes[0, 0], found)
+    torch.testing.assert_close(units[0], model.quantizer.codebooks[0].vectors[found])
+    vectors, none = model.hear(wav, quantize=False)
+    assert none is None
+    assert torch.equal(vectors, quantized.unit_vectors)  # one a frame, at one rate
     with pytest.raises(ValueError, match="Only with level_frames"):
         started_model(TINY).hear(wav)
 
