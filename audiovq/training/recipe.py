@@ -213,6 +213,7 @@ class Recipe:
                 f"not {data.batch_size}."
             )
         self._check_learn()
+        self._check_codebooks()
         self._check_lengths()
 
     def _check_learn(self) -> None:
@@ -246,19 +247,6 @@ class Recipe:
                 "as train.initial_model, and give the units layers of their own: "
                 "model.level_frames."
             )
-        if train.new_codebooks and (
-            not train.initial_model or keeps_units or self.loss.consistency
-        ):
-            raise ValueError(
-                'train.new_codebooks needs train.initial_model and train.learn = "all" or "units", '
-                "and no loss.consistency, which keeps the codebook of the units; set it to false."
-            )
-        alone = train.new_codebooks and train.learn == "units"
-        if alone and train.autoencoder_steps and not (data.teacher_folder or data.labels_folder):
-            raise ValueError(
-                "train.autoencoder_steps of units that learn alone need what judges them without a "
-                "codebook; name data.teacher_folder or data.labels_folder, or set it to 0."
-            )
         if self.loss.consistency and (not train.initial_model or keeps_units):
             raise ValueError(
                 "loss.consistency keeps the units of a model while all of it learns; name that as "
@@ -276,6 +264,23 @@ class Recipe:
             raise ValueError(
                 "model.source_channels learns the fundamentals of the recordings; name a folder "
                 "for them as data.cache_folder."
+            )
+
+    def _check_codebooks(self) -> None:
+        """Of codebooks that begin anew."""
+        train, data = self.train, self.data
+        if train.new_codebooks and (
+            not train.initial_model or train.learn not in ("all", "units") or self.loss.consistency
+        ):
+            raise ValueError(
+                'train.new_codebooks needs train.initial_model and train.learn = "all" or "units", '
+                "and no loss.consistency, which keeps the codebook of the units; set it to false."
+            )
+        alone = train.new_codebooks and train.learn == "units"
+        if alone and train.autoencoder_steps and not (data.teacher_folder or data.labels_folder):
+            raise ValueError(
+                "train.autoencoder_steps of units that learn alone need what judges them without a "
+                "codebook; name data.teacher_folder or data.labels_folder, or set it to 0."
             )
 
     def _check_lengths(self) -> None:
