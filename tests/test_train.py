@@ -596,7 +596,7 @@ def test_new_heads_on_the_units_learn_alone_at_first(recipe, tiny_folder, manife
 
 
 def test_units_that_learn_alone_get_a_codebook_anew(
-    recipe, tiny_folder, manifest, speech, tmp_path
+    recipe, tiny_folder, manifest, speech, tmp_path, monkeypatch
 ):
     """Without one at first, judged by labels; the sound keeps its own codebooks and codes."""
     before = with_own_units(tiny_folder, tmp_path / "before")
@@ -638,6 +638,12 @@ def test_units_that_learn_alone_get_a_codebook_anew(
     codes, wanted = after.encode(speech).indices, before.encode(speech).indices
     assert torch.equal(codes[:, 1:], wanted[:, 1:])
     assert not torch.equal(codes[:, 0], wanted[:, 0])
+    # Two hearings cost twice as much: without what compares them there is one.
+    monkeypatch.setattr("audiovq.training.loop.both_views", lambda batch: 1 / 0)
+    once = replace(changed, loss=replace(changed.loss, agreement=0.0))
+    train(once, tmp_path / "once")
+    with pytest.raises(ZeroDivisionError):
+        train(changed, tmp_path / "twice")
     with pytest.raises(ValueError, match="need what judges them without a codebook"):
         replace(changed, data=replace(changed.data, labels_folder=""))
     fewer = replace(changed, model=replace(before.config, n_codebooks=3))
