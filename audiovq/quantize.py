@@ -81,6 +81,15 @@ class EMACodebook(nn.Module):
         self.started.fill_(True)
 
     @torch.no_grad()
+    def place(self, vectors: Tensor, indices: Tensor) -> None:
+        """Put the codes at vectors [K, D] that something else moved; indices [M]: those chosen."""
+        counts = torch.bincount(indices, minlength=len(self.usage)).to(self.usage)
+        n_vectors = counts.sum()
+        _all_reduce(counts, n_vectors)
+        self.usage.lerp_(counts / n_vectors, 1 - DECAY)
+        self.total.copy_(vectors * self.weights().unsqueeze(1))
+
+    @torch.no_grad()
     def update(self, x: Tensor, indices: Tensor) -> int:
         """One training step on vectors x [M, D] and their codes [M]; returns the codes reset.
 

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from audiovq.training.losses import (
+    CONTEXT,
     MEL_SCALES,
     SHORT_SCALES,
     MelLoss,
     consistency_loss,
     intelligibility_loss,
     keeping_losses,
+    unit_losses,
 )
 
 
@@ -139,3 +142,18 @@ def test_consistency_pulls_a_vector_to_the_one_that_it_should_be():
     # Moving away from all codes wins nothing.
     far = consistency_loss(3 * vectors, table, wanted)
     assert far > wrong
+
+
+def test_codes_say_the_labels_of_their_frame_and_of_those_around():
+    labels = F.one_hot(torch.randint(40, (2, 30), generator=torch.Generator().manual_seed(0)), 40)
+    right = [100.0 * labels.roll(2 - frames, dims=1) for frames in CONTEXT]  # two frames late
+    batch = {"labels": labels.float()}
+    losses = unit_losses({"code_labels": torch.stack(right)}, batch, 2)
+    assert set(losses) == {"code_labels", "code_context"}
+    assert all(float(loss) == pytest.approx(0, abs=1e-4) for loss in losses.values())
+    own, before, after = right
+    losses = unit_losses({"code_labels": torch.stack([own, after, before])}, batch, 2)
+    assert losses["code_context"] > 1
+    assert float(losses["code_labels"]) == pytest.approx(0, abs=1e-4)
+    none = unit_losses({"labels": own}, {"labels": torch.zeros(2, 30, 40)}, 2)
+    assert float(none["labels"]) == 0

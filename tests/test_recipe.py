@@ -144,6 +144,8 @@ def test_changes_override_the_file(tmp_path):
         ('[train]\nlearn = "sound"\ninitial_model = "x"\n', "leaves the units .*level_frames"),
         ("[train]\nnew_codebooks = true\n", "train.new_codebooks needs train.initial_model"),
         ("[loss]\nagreement = 1.0\n", "loss.agreement needs train.learn"),
+        ("[loss]\ncode_labels = 1.0\n", "loss.code_labels needs train.learn"),
+        ("[loss]\ncode_use = 1.0\n", "loss.code_use is of loss.code_labels; give both"),
         ("[train]\nheads_alone = 9\n", "train.heads_alone is of the heads on the units: it needs"),
         ("voice_range = 2.0\n", "data.voice_range is of the crops that data.augment_share"),
         ("voice_range = 13.0\n", r"data.voice_range must be in 0\.\.12, not 13"),

@@ -26,7 +26,12 @@ import audiovq_cli
 from audiovq import AudioVQ, FileRefused
 from audiovq.audio import load_audio
 from audiovq.training.batches import make_dataset
-from audiovq.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from audiovq.training.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from audiovq.training.data import read_manifest
 from audiovq.training.export import export, run_model
 from audiovq.training.generator import Generator, dropout_levels
@@ -651,6 +656,54 @@ def test_units_that_learn_alone_get_a_codebook_anew(
         FileRefused, match=r"n_codebooks is 4 .* 3 .*Give the recipe the model's\.$"
     ):
         initial_model(fewer)
+
+
+def test_labels_move_the_codes_of_the_units(recipe, tiny_folder, manifest, speech, tmp_path):
+    """By gradients instead of moving averages; a run that was stopped goes on with them."""
+    before = with_own_units(tiny_folder, tmp_path / "before")
+    label_all(manifest, tmp_path / "labels")
+    settings = replace(
+        recipe.train,
+        learn="units",
+        initial_model=str(tmp_path / "before"),
+        steps=4,
+        checkpoint_every=2,
+        warmup_steps=1,
+    )
+    changed = replace(
+        recipe,
+        model=before.config,
+        data=replace(recipe.data, labels_folder=str(tmp_path / "labels"), augment_share=0.5),
+        loss=replace(recipe.loss, agreement=1.0, code_labels=1.0, code_context=0.5, code_use=0.1),
+        train=settings,
+    )
+    start = Run(changed, tmp_path / "new", Fabric(accelerator="cpu"))
+    assert start.module.codes.vectors.equal(before.quantizer.codebooks[0].vectors)
+    train(changed, tmp_path / "run")
+    logged = [line for line in metrics(tmp_path / "run") if "code_labels" in line]
+    assert logged
+    assert all({"agreement", "code_context", "code_use", "labels"} <= set(line) for line in logged)
+    after = export(tmp_path / "run", tmp_path / "after")
+    whole, was = after.state_dict(), before.state_dict()
+    moved = {name for name in was if "codebooks" in name and not was[name].equal(whole[name])}
+    assert moved == {f"quantizer.units.codebooks.0.{part}" for part in ("usage", "total")}
+    assert torch.equal(after.encode(speech).indices[:, 1:], before.encode(speech).indices[:, 1:])
+    last = tmp_path / "run" / "checkpoint-00000004.safetensors"
+    run = Run(changed, tmp_path / "new", Fabric(accelerator="cpu"), read_checkpoint(last))
+    torch.testing.assert_close(run.module.codes.vectors, after.quantizer.codebooks[0].vectors)
+    last.unlink()  # as if killed after step 2
+    train(changed, tmp_path / "run", resume=True)
+    again = export(tmp_path / "run", tmp_path / "again").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+    # New codes begin with the codebook, when that begins.
+    anew = replace(settings, new_codebooks=True, autoencoder_steps=3)
+    train(replace(changed, train=anew), tmp_path / "anew")
+    steps = [line["step"] for line in metrics(tmp_path / "anew") if "code_labels" in line]
+    assert steps == [4]
+    with pytest.raises(ValueError, match=r"loss\.code_labels needs"):
+        replace(changed, data=replace(changed.data, labels_folder=""))
+    with pytest.raises(ValueError, match=r"loss\.code_context is of loss\.code_labels"):
+        replace(changed, loss=replace(changed.loss, code_labels=0.0))
 
 
 def test_a_floor_joins_a_model_that_has_none_or_another(recipe, tiny_folder, tmp_path):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from audiovq.model import AudioVQ
-from audiovq.quantize import Quantized
+from audiovq.quantize import EMACodebook, Quantized, SplitQuantizer
+from audiovq.training.labelled import LabelledCodes
 from audiovq.training.recipe import Recipe
 
 
@@ -23,17 +24,57 @@ class Generator(nn.Module):
             self.teacher_head = nn.Sequential(
                 nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, recipe.data.teacher_dim)
             )
-        self.units_alone = recipe.train.learn == "units"
+        self.learn = recipe.train.learn
         self.label_head = (
             nn.Linear(dim, recipe.data.n_labels) if recipe.data.labels_folder else None
         )
+        self.codes = None
+        if recipe.loss.code_labels:
+            self.codes = LabelledCodes(recipe.model.codebook_size, dim, recipe.data.n_labels)
+
+    @property
+    def unit_codebook(self) -> EMACodebook:
+        """Level 0's, of units that learn alone."""
+        assert isinstance(self.model.quantizer, SplitQuantizer)
+        codebook = self.model.quantizer.units.codebooks[0]
+        assert isinstance(codebook, EMACodebook)
+        return codebook
+
+    def begin_codes(self) -> None:
+        """Let the codes that labels move, if there are any, begin where the units' codes are."""
+        if self.codes is not None:
+            self.codes.begin(self.unit_codebook)
+
+    def place_codes(self, output: dict[str, Any]) -> None:
+        """Put the units' codes where labels moved them, if they do, after a step with an output."""
+        if self.codes is not None and "codes" in output:
+            self.unit_codebook.place(self.codes.vectors, output["codes"][:, 0].flatten())
+
+    def keep_model(self) -> None:
+        """Leave out the gradients of all but the heads, for which the codes stay where they are."""
+        self.model.zero_grad()
+        if self.codes is not None:
+            self.codes.moved.grad = None
+
+    def train_mode(self, *, keep_units: bool) -> None:
+        """Let all learn but the codebooks that stay as they are, or that labels move.
+
+        keep_units: the units' codebook stays as it is.
+        """
+        self.train()
+        quantizer = self.model.quantizer
+        if self.learn == "decoder":
+            quantizer.eval()
+        elif keep_units or self.learn == "sound" or self.codes is not None:
+            assert isinstance(quantizer, SplitQuantizer)
+            quantizer.units.eval()  # a unit stays what it is; the encoder follows
 
     def forward(
         self, wav: Tensor, n_q: Tensor, quantize: bool, codes: Tensor | None = None
     ) -> dict[str, Any]:
         """codes: [B, n_codebooks, T] of wav, when they are known: then only the decoder runs. With
         train.learn = "units" only their own layers run, and there is no sound."""
-        if self.units_alone:
+        if self.learn == "units":
             units, quantized = self.model.hear(wav, quantize=quantize)
             return self._judged({}, quantized, units)
         if codes is not None:
@@ -65,6 +106,10 @@ class Generator(nn.Module):
             result["teacher"] = self.teacher_head(units)
         if self.label_head is not None:
             result["labels"] = self.label_head(units)
+        if self.codes is not None and quantized is not None:
+            result["log_codes"] = self.codes(quantized.unit_vectors)
+            said = self.codes.labels(result["log_codes"])
+            result["code_labels"] = said.repeat_interleave(units.shape[1] // said.shape[2], dim=2)
         return result
 
 

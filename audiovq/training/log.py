@@ -138,7 +138,7 @@ class RunLog:
         """seconds: of a step."""
         n_steps = self.recipe.train.steps
         named = (
-            "mel waveform teacher labels consistency agreement pitch "
+            "mel waveform teacher labels code_labels code_context consistency agreement pitch "
             "discriminator adversarial feature"
         )
         line = " ".join(f"{name} {values[name]:.3f}" for name in named.split() if name in values)

@@ -29,7 +29,6 @@ from torch import Tensor
 from audiovq.files import FileRefused
 from audiovq.interrupt import TrainingStopped, stop_wish
 from audiovq.model import AudioVQ
-from audiovq.quantize import SplitQuantizer
 from audiovq.training.adversary import Adversary
 from audiovq.training.average import Average
 from audiovq.training.bad_steps import BadSteps
@@ -137,6 +136,7 @@ class Run:
         if settings.initial_model and start is None:
             self.quantize = not settings.new_codebooks
             generator.model.load_state_dict(initial_model(recipe).state_dict())
+            generator.begin_codes()
         for name, parameter in generator.model.named_parameters():
             parameter.requires_grad_(learns(recipe, name))
         generator.model.encoder.unit_gradient = recipe.loss.unit_gradient
@@ -215,11 +215,7 @@ class Run:
 
     def _train_mode(self) -> None:
         self.generator.train()
-        if self.recipe.train.learn == "decoder":
-            self.model.quantizer.eval()  # its codebooks stay as they are
-        elif self.reference is not None or self.recipe.train.learn == "sound":
-            assert isinstance(self.model.quantizer, SplitQuantizer)
-            self.model.quantizer.units.eval()  # a unit stays what it is; the encoder follows
+        self.module.train_mode(keep_units=self.reference is not None)
 
     def _train_step(self, batch: dict[str, Any]) -> None:
         recipe, step = self.recipe, self.step
@@ -242,7 +238,8 @@ class Run:
             return
         if self.reference is not None:
             batch["kept_vectors"] = self.reference.unit_vectors(batch.get("clean", batch["wav"]))
-        if self.quantize and (self.reference is not None or recipe.loss.agreement):
+        agree = recipe.loss.agreement and not recipe.loss.code_labels
+        if self.quantize and (self.reference is not None or agree):
             batch["unit_table"] = self.model.quantizer.codebooks[0].vectors
         other = other_losses(output, batch, recipe.loss.unit_shift)
         total = self._weighted(other) + output.get("codebook", 0.0)
@@ -255,7 +252,7 @@ class Run:
             return
         self.fabric.backward(total)
         if step < recipe.train.heads_alone:
-            self.model.zero_grad()
+            self.module.keep_model()
         norm = clip_gradients(self.fabric, self.generator, self.optimizer, recipe.train.clip_norm)
         if not all_finite(self.fabric, norm):
             self._skip(batch, {"the gradient": norm})
@@ -263,6 +260,7 @@ class Run:
         self.bad_steps.in_a_row = 0
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.module.place_codes(output)
         self.average.update(step)
         self.log.record(losses | {"gradient_norm": norm}, output)
 
@@ -314,6 +312,7 @@ class Run:
         torch.manual_seed(step_seed(self.recipe, self.step))
         start_codebooks(self.recipe, self.model, self.dataset, self.fabric)
         self.average.restart(".codebooks.")
+        self.module.begin_codes()
         self.quantize = True
         self.log.say("The quantizer is on: every codebook that learns started from k-means.")
 

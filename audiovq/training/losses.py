@@ -22,6 +22,8 @@ STOI_BANDS, STOI_LOWEST_HZ, STOI_FRAMES, STOI_CLIP_DB = 15, 150.0, 30, 15.0
 STOI_FLOOR, STEADY = 10 * AUDIBLE, 3e-3
 """RMS amplitude of noise that is added to both, and the share of a band's power by which it must
 change to count: STOI has neither, and gradients without bound where a band is empty or steady."""
+CONTEXT = (0, -4, 4)
+"""Frames from a code's own to those whose labels it says: its own, one before and one after."""
 SHARPNESS = 2.0
 """Log-odds of two codes whose squared distances differ by that of neighbouring codes."""
 
@@ -131,9 +133,9 @@ def other_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> d
     """What is learned besides the sound: `unit_losses`, and what the other outputs ask for.
 
     output: `pitch`, the scores for `pitch_loss`; `commitment` [n_q]; `unit_vectors` for
-    `keeping_losses`. Each has its losses if it is there. batch: `id` of the B crops; `pitch`
-    [B, T] in Hz; `unit_table` [K, D] where units are to stay or to agree, and `kept_vectors`
-    [B, T, D] where those of another model are to stay.
+    `keeping_losses`; `log_codes` [B, T, K] of `LabelledCodes`. Each has its losses if it is there.
+    batch: `id` of the B crops; `pitch` [B, T] in Hz; `unit_table` [K, D] where units are to stay or
+    to agree, and `kept_vectors` [B, T, D] where those of another model are to stay.
     """
     losses = unit_losses(output, batch, shift)
     if "pitch" in output:
@@ -142,6 +144,10 @@ def other_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> d
     if "unit_table" in batch:
         twice = len(output["unit_vectors"]) > len(batch["id"])
         losses |= keeping_losses(output["unit_vectors"], batch["unit_table"], kept, twice=twice)
+    if "log_codes" in output:
+        losses["code_use"] = unused(output["log_codes"])
+        if len(output["log_codes"]) > len(batch["id"]):
+            losses["agreement"] = shared_agreement(output["log_codes"])
     # The unit that is nearest may not be the one that consistency asks for.
     committed = output.get("commitment", [])[0 if kept is None else 1 :]
     if len(committed):
@@ -170,9 +176,10 @@ def keeping_losses(
 def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> dict[str, Tensor]:
     """What makes units phoneme-like; unit t is compared with teacher frame t - shift.
 
-    output: `teacher` [B, T, D] and `labels` [B, T, n_labels], what the heads on the units say, each
-    if there is such a head. batch: `teacher` [B, T, D] with `has_teacher` [B], `labels`
-    [B, T, n_labels], their probabilities, all 0 where there are none.
+    output: `teacher` [B, T, D] and `labels` [B, T, n_labels], what the heads on the units say, and
+    `code_labels` [3, B, T, n_labels], what the codes say, each if it is there. batch: `teacher`
+    [B, T, D] with `has_teacher` [B], `labels` [B, T, n_labels], their probabilities, all 0 where
+    there are none.
     """
     losses = {}
     if "teacher" in output:
@@ -183,10 +190,21 @@ def unit_losses(output: dict[str, Any], batch: dict[str, Any], shift: int) -> di
         mask = batch["has_teacher"][:, None].float().expand_as(distance)
         losses["teacher"] = (distance * mask).sum() / mask.sum().clamp(min=1)
     if "labels" in output:
-        said = output["labels"][:, shift:].float().log_softmax(dim=-1)
-        labels = batch["labels"][:, : said.shape[1]]
-        losses["labels"] = -(labels * said).sum() / labels.sum().clamp(min=1)
+        losses["labels"] = label_loss(output["labels"], batch["labels"], shift)
+    if "code_labels" in output:
+        own, *around = (
+            label_loss(said, batch["labels"], shift - frames)
+            for frames, said in zip(CONTEXT, output["code_labels"], strict=True)
+        )
+        losses |= {"code_labels": own, "code_context": torch.stack(around).mean()}
     return losses
+
+
+def label_loss(odds: Tensor, labels: Tensor, shift: int) -> Tensor:
+    """Cross-entropy of log-odds [B, T, n_labels] at t with labels [B, T, n_labels] at t - shift."""
+    wanted = F.pad(labels, (0, 0, shift, -shift))
+    said = odds.float().log_softmax(dim=-1)
+    return -(wanted * said).sum() / wanted.sum().clamp(min=1)
 
 
 def consistency_loss(vectors: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
@@ -198,13 +216,39 @@ def consistency_loss(vectors: Tensor, table: Tensor, wanted: Tensor) -> Tensor:
     """
     x, goal = vectors.float().flatten(0, 1), wanted.float().flatten(0, 1)
     table = table.detach().float()
-    apart = torch.cdist(table, table).square().fill_diagonal_(math.inf)
-    scale = apart.min(dim=1).values.mean()
-    distances = (x.square().sum(dim=1, keepdim=True) + table.square().sum(dim=1)) / scale
-    distances = torch.addmm(distances, x, table.t(), alpha=-2 / float(scale))
+    scale = neighbour_distance(table)
+    distances = squared_distances(x, table, scale)
     units = nearest(goal, table)
     away = (x - goal).square().sum(dim=1).mean() / scale
     return away + F.cross_entropy(-SHARPNESS * distances, units)
+
+
+def shared_agreement(log_codes: Tensor) -> Tensor:
+    """Cross-entropy of the codes of each hearing with the nearest code of the other one.
+
+    log_codes: [2 * B, T, K], of two hearings of B crops.
+    """
+    first, second = (x.flatten(0, 1) for x in log_codes.chunk(2))
+    return (F.nll_loss(second, first.argmax(dim=1)) + F.nll_loss(first, second.argmax(dim=1))) / 2
+
+
+def unused(log_codes: Tensor) -> Tensor:
+    """Nats by which the use of codes, from log-probabilities [B, T, K], is less even than all
+    alike."""
+    use = log_codes.exp().flatten(0, 1).mean(dim=0)
+    return math.log(len(use)) + torch.special.xlogy(use, use).sum()
+
+
+def neighbour_distance(table: Tensor) -> Tensor:
+    """Mean squared distance of codes [K, D] from the one that is nearest to each, a scalar."""
+    apart = torch.cdist(table, table).square().fill_diagonal_(math.inf)
+    return apart.min(dim=1).values.mean()
+
+
+def squared_distances(x: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    """Of each row of x [M, D] from each of table [K, D], as multiples of scale: [M, K]."""
+    distances = (x.square().sum(dim=1, keepdim=True) + table.square().sum(dim=1)) / scale
+    return torch.addmm(distances, x, table.t(), alpha=-2 / float(scale))
 
 
 def pitch_loss(scores: Tensor, hertz: Tensor) -> Tensor:

@@ -111,7 +111,16 @@ class LossSettings:
     agreement: Weight = 0.0
     """With train.learn = "units" and data.augment_share: the same of the units of the augmented
     crop with those of the crop before it, which is heard too; the vectors of both move.
-    With `consistency` the latter are kept near the model's; without, the codebook learns along."""
+    With `consistency` the latter are kept near the model's; without, the codebook learns along.
+    With `code_labels` each is to have the code of the other."""
+    code_labels: Weight = 0.0
+    """With train.learn = "units" and data.labels_folder: cross-entropy of the labels with those
+    that the codes near a vector stand for. The codes of the units learn these, and move by this
+    loss, `code_context`, `agreement` and `code_use` alone, instead of by moving averages."""
+    code_context: Weight = 0.0
+    """With `code_labels`: the same of the labels four frames before and after."""
+    code_use: Weight = 0.0
+    """With `code_labels`: nats by which the use of the codes falls short of all alike."""
     unit_gradient: Share = 1.0
     """With `model.unit_blocks`: share of the units' gradient that reaches the layers before them,
     which they share with the sound, 0 to 1."""
@@ -267,8 +276,22 @@ class Recipe:
             )
 
     def _check_codebooks(self) -> None:
-        """Of codebooks that begin anew."""
-        train, data = self.train, self.data
+        """Of codebooks that begin anew, and of codes that stand for labels."""
+        train, data, loss = self.train, self.data, self.loss
+        if loss.code_labels and (
+            train.learn != "units"
+            or not data.labels_folder
+            or loss.consistency
+            or self.model.codebook != "ema"
+        ):
+            raise ValueError(
+                'loss.code_labels needs train.learn = "units", data.labels_folder, '
+                'model.codebook = "ema" and no loss.consistency, which keeps the codebook; set it '
+                "to 0."
+            )
+        for name in ("code_context", "code_use"):
+            if getattr(loss, name) and not loss.code_labels:
+                raise ValueError(f"loss.{name} is of loss.code_labels; give both, or set it to 0.")
         if train.new_codebooks and (
             not train.initial_model or train.learn not in ("all", "units") or self.loss.consistency
         ):
