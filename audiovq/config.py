@@ -15,6 +15,7 @@ _MAY_BE_0 = (
     "level_frames",
     "level_floor",
     "unit_extra_blocks",
+    "unit_labels",
     "source_channels",
 )
 CODEBOOK_SETTINGS = ("n_codebooks", "codebook_size", "codebook", "level_strides")
@@ -38,6 +39,7 @@ MOST = {
     "level_frames": 1 << 12,
     "level_floor": 100,
     "unit_extra_blocks": 256,
+    "unit_labels": 1 << 14,
     "decoder_channels": 1 << 14,
     "decoder_blocks": 256,
     "decoder_expansion": 64,
@@ -90,6 +92,10 @@ class ModelConfig:
     that the units see, so that fainter noise hardly changes it. Only with level_frames. 0: none."""
     unit_extra_blocks: int = 0
     """Residual blocks that the units have beyond as many as the sound has. Only with level_frames.
+    0: none."""
+    unit_labels: int = 0
+    """Phone labels of which each unit says how likely they are, learnt with `loss.code_labels`:
+    where fewer units are wanted, those that mean the same are merged. Only with unit_level "split".
     0: none."""
     encoder_expansion: int = 2
     """Width inside a residual block of the encoder, as a multiple of the width outside it."""
@@ -218,6 +224,11 @@ class ModelConfig:
             raise ValueError(
                 "level_floor lies below the level that level_frames finds; without them it must "
                 f"be 0, not {self.level_floor}."
+            )
+        if self.unit_labels and self.unit_level != "split":
+            raise ValueError(
+                f'unit_labels needs unit_level "split"; without it must be 0, not '
+                f"{self.unit_labels}."
             )
         if self.unit_extra_blocks and not self.level_frames:
             raise ValueError(
@@ -407,7 +418,13 @@ class ModelConfig:
         values = asdict(self)
         for name in SOURCE_SETTINGS:
             del values[name]
-        for name in ("level_frames", "level_floor", "unit_extra_blocks", "level_strides"):
+        for name in (
+            "level_frames",
+            "level_floor",
+            "unit_extra_blocks",
+            "unit_labels",
+            "level_strides",
+        ):
             if not values[name]:
                 del values[name]
         return json.dumps(values, indent=2)

@@ -309,7 +309,8 @@ class AudioVQ(nn.Module):
     def coarse_units(self, n_units: int) -> Tensor:
         """Which unit stands for each where only `n_units` are told apart, 1 to K: int64 [K].
 
-        Those merged are the ones whose code vectors are nearest, by how often they are used
+        Those merged are the ones that stand for the same phones, where the model says for which
+        (`unit_labels`), or else those whose code vectors are nearest, by how often they are used
         (`audiovq.coarse`); the rest stays a unit of this model, which decodes. What 256 have in one
         128 have in one, too. Raises `ValueError` for another number.
         """
@@ -317,7 +318,14 @@ class AudioVQ(nn.Module):
         if not 1 <= n_units <= size:
             raise ValueError(f"n_units must be in 1..{size}, the units there are, not {n_units}.")
         codebook = self.quantizer.codebooks[0]
-        vectors = codebook.vectors.detach().cpu().numpy()
+        labels = None
+        if isinstance(self.quantizer, SplitQuantizer):
+            labels = self.quantizer.units.labels
+        if labels is not None and labels.any():
+            # Distances between roots of probabilities are Hellinger's.
+            vectors = np.sqrt(labels.cpu().double().numpy())
+        else:
+            vectors = codebook.vectors.detach().cpu().numpy()
         weights = codebook.weights().cpu().double().numpy()
         order = kept(self, "merges", lambda: merges(vectors, weights))
         return torch.from_numpy(standing_for(order, vectors, weights, n_units))
@@ -462,6 +470,7 @@ class AudioVQ(nn.Module):
         level_frames: int = 0,
         level_floor: int = 0,
         unit_extra_blocks: int = 0,
+        unit_labels: int = 0,
     ) -> "AudioVQ":
         """A model that computes the same, with room to learn more; 0 leaves a size as it is.
 
@@ -472,6 +481,7 @@ class AudioVQ(nn.Module):
             the place of the convolutions, and have to learn (train.learn = "units").
         level_floor: that of `ModelConfig`; with another one, too, the units have to learn.
         unit_extra_blocks: that of `ModelConfig`; they begin with a last layer of weights 0.
+        unit_labels: that of `ModelConfig`; until they are learnt they say nothing.
 
         Raises `ValueError` when the model has one of them in another size already, when nothing
         is asked for, and as `ModelConfig` does.
@@ -482,6 +492,7 @@ class AudioVQ(nn.Module):
             "level_frames": level_frames,
             "level_floor": level_floor,
             "unit_extra_blocks": unit_extra_blocks,
+            "unit_labels": unit_labels,
         }
         changes: dict[str, Any] = {}
         for name, size in wanted.items():

@@ -192,9 +192,14 @@ class ResidualQuantizer(nn.Module):
     nothing to learn. T is whole groups of the coarsest level, and codes stand in all their frames.
 
     strides: of the levels.
+    n_labels: how many labels the codes of the first level stand for.
     """
 
-    def __init__(self, config: ModelConfig, strides: Sequence[int]) -> None:
+    labels: Tensor | None
+    """How likely each of them is where a code of the first level is, [K, n_labels]; all 0 while
+    nothing has said so."""
+
+    def __init__(self, config: ModelConfig, strides: Sequence[int], n_labels: int = 0) -> None:
         super().__init__()
         self.strides = tuple(strides)
         dim = config.channels[-1]
@@ -204,6 +209,8 @@ class ResidualQuantizer(nn.Module):
         self.codebooks: Sequence[EMACodebook | GradientCodebook] = nn.ModuleList(  # type: ignore[assignment]
             kind(config.codebook_size, config.codebook_dim) for _ in strides
         )
+        labels = torch.zeros(config.codebook_size, n_labels) if n_labels else None
+        self.register_buffer("labels", labels)
 
     def tables(self) -> list[Tensor]:
         """Code vectors of each level, [K, codebook_dim]: derived once, then used for many calls."""
@@ -242,6 +249,8 @@ class ResidualQuantizer(nn.Module):
     def start(self, z: Tensor) -> None:
         """k-means start of every level, each on what the one before leaves of z [B, T, dim]."""
         residual = self.project_in(z.float()).flatten(0, 1)
+        if self.labels is not None:
+            self.labels.zero_()  # they were those of other codes
         for codebook, stride in zip(self.codebooks, self.strides):
             x = pool(residual, stride)
             codebook.start(x)
@@ -297,7 +306,7 @@ class SplitQuantizer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dim = config.channels[-1]
-        self.units = ResidualQuantizer(config, config.frames_per_code[:1])
+        self.units = ResidualQuantizer(config, config.frames_per_code[:1], config.unit_labels)
         self.acoustic = ResidualQuantizer(config, config.frames_per_code[1:])
 
     @property

@@ -190,6 +190,27 @@ def test_a_floor_hides_noise_that_is_fainter_at_every_level(speech):
         started_model(DEEP).grown(level_floor=30)
 
 
+def test_units_that_mean_the_same_are_merged(tmp_path):
+    """By what they stand for, once that is known; the tokens say that it is known."""
+    plain = started_model(DEEP)
+    model = plain.grown(unit_labels=3)
+    assert "unit_labels" in model.config.tokens_json()
+    assert "unit_labels" not in plain.config.tokens_json()
+    size = model.config.codebook_size
+    assert torch.equal(model.coarse_units(size // 2), plain.coarse_units(size // 2))
+    unknown = model.fingerprint
+    model.quantizer.units.labels.copy_(torch.eye(3)[torch.arange(size) % 3])
+    groups = model.coarse_units(3)
+    assert len(groups.unique()) == 3
+    assert all(len(set(group.tolist())) == 1 for group in (groups[0::3], groups[1::3]))
+    assert torch.equal(groups % 3, torch.arange(size) % 3)
+    assert model.fingerprint != unknown
+    model.save_pretrained(tmp_path / "model")
+    assert torch.equal(AudioVQ.from_pretrained(tmp_path / "model").coarse_units(3), groups)
+    with pytest.raises(ValueError, match='unit_labels needs unit_level "split"'):
+        replace(DEEP, unit_level="residual", unit_blocks=0, unit_labels=3)
+
+
 def test_units_get_more_blocks_and_stay_until_those_learn(speech):
     before = started_model(DEEP).grown(level_frames=50)
     before.encoder.fit_front([speech[:, :, :32_000]])

@@ -354,6 +354,23 @@ def test_the_mean_of_decoders_keeps_the_tokens(tmp_path):
             main(models, out)
 
 
+def test_the_mean_of_units_of_one_origin_has_tokens_of_its_own(tmp_path):
+    model = started_model(TINY_MODEL)
+    main = runpy.run_path(str(RECIPES / "speech_mix" / "mean.py"))["main"]
+    total = model.quantizer.codebooks[0].total
+    for name in ("one", "two"):
+        model.round_weights().save_pretrained(tmp_path / name)
+        total.mul_(1.25)
+        with torch.no_grad():
+            next(model.encoder.parameters()).add_(0.5)
+    main([str(tmp_path / "one"), str(tmp_path / "two")], tmp_path / "mean", new_tokens=True)
+    one, two, mean = (AudioVQ.from_pretrained(tmp_path / n) for n in ("one", "two", "mean"))
+    assert len({one.fingerprint, two.fingerprint, mean.fingerprint}) == 3
+    tables = [m.quantizer.codebooks[0].vectors for m in (one, two, mean)]
+    torch.testing.assert_close(tables[2], (tables[0] + tables[1]) / 2)  # to float32, not float16
+    assert all(torch.equal(p, p.half().float()) for p in mean.parameters())
+
+
 def test_labels_refuse_a_manifest_before_they_write(tmp_path):
     labels = runpy.run_path(str(RECIPES / "speech_mix" / "labels.py"))
     (tmp_path / "bad.jsonl").write_text("no manifest")

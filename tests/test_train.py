@@ -672,7 +672,7 @@ def test_labels_move_the_codes_of_the_units(recipe, tiny_folder, manifest, speec
     )
     changed = replace(
         recipe,
-        model=before.config,
+        model=replace(before.config, unit_labels=40),
         data=replace(recipe.data, labels_folder=str(tmp_path / "labels"), augment_share=0.5),
         loss=replace(recipe.loss, agreement=1.0, code_labels=1.0, code_context=0.5, code_use=0.1),
         train=settings,
@@ -687,6 +687,9 @@ def test_labels_move_the_codes_of_the_units(recipe, tiny_folder, manifest, speec
     whole, was = after.state_dict(), before.state_dict()
     moved = {name for name in was if "codebooks" in name and not was[name].equal(whole[name])}
     assert moved == {f"quantizer.units.codebooks.0.{part}" for part in ("usage", "total")}
+    said = after.quantizer.units.labels
+    torch.testing.assert_close(said.sum(dim=1), torch.ones(len(said)))
+    assert said.std() > 0
     assert torch.equal(after.encode(speech).indices[:, 1:], before.encode(speech).indices[:, 1:])
     last = tmp_path / "run" / "checkpoint-00000004.safetensors"
     run = Run(changed, tmp_path / "new", Fabric(accelerator="cpu"), read_checkpoint(last))
@@ -700,6 +703,8 @@ def test_labels_move_the_codes_of_the_units(recipe, tiny_folder, manifest, speec
     train(replace(changed, train=anew), tmp_path / "anew")
     steps = [line["step"] for line in metrics(tmp_path / "anew") if "code_labels" in line]
     assert steps == [4]
+    with pytest.raises(ValueError, match=r"unit_labels must be data.n_labels \(40\) or 0, not 7"):
+        replace(changed, model=replace(before.config, unit_labels=7))
     with pytest.raises(ValueError, match=r"loss\.code_labels needs"):
         replace(changed, data=replace(changed.data, labels_folder=""))
     with pytest.raises(ValueError, match=r"loss\.code_context is of loss\.code_labels"):

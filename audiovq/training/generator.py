@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from audiovq.model import AudioVQ
-from audiovq.quantize import EMACodebook, Quantized, SplitQuantizer
+from audiovq.quantize import EMACodebook, Quantized, ResidualQuantizer, SplitQuantizer
 from audiovq.training.labelled import LabelledCodes
 from audiovq.training.recipe import Recipe
 
@@ -32,23 +32,27 @@ class Generator(nn.Module):
         if recipe.loss.code_labels:
             self.codes = LabelledCodes(recipe.model.codebook_size, dim, recipe.data.n_labels)
 
-    @property
-    def unit_codebook(self) -> EMACodebook:
-        """Level 0's, of units that learn alone."""
+    def _units(self) -> tuple[ResidualQuantizer, EMACodebook]:
+        """The quantizer and the codebook of units that learn alone."""
         assert isinstance(self.model.quantizer, SplitQuantizer)
-        codebook = self.model.quantizer.units.codebooks[0]
-        assert isinstance(codebook, EMACodebook)
-        return codebook
+        units = self.model.quantizer.units
+        assert isinstance(units.codebooks[0], EMACodebook)
+        return units, units.codebooks[0]
 
     def begin_codes(self) -> None:
         """Let the codes that labels move, if there are any, begin where the units' codes are."""
         if self.codes is not None:
-            self.codes.begin(self.unit_codebook)
+            self.codes.begin(self._units()[1])
 
+    @torch.no_grad()
     def place_codes(self, output: dict[str, Any]) -> None:
         """Put the units' codes where labels moved them, if they do, after a step with an output."""
-        if self.codes is not None and "codes" in output:
-            self.unit_codebook.place(self.codes.vectors, output["codes"][:, 0].flatten())
+        if self.codes is None or "codes" not in output:
+            return
+        units, codebook = self._units()
+        codebook.place(self.codes.vectors, output["codes"][:, 0].flatten())
+        if units.labels is not None:
+            units.labels.copy_(self.codes.own_labels)
 
     def keep_model(self) -> None:
         """Leave out the gradients of all but the heads, for which the codes stay where they are."""

@@ -49,6 +49,11 @@ class LabelledCodes(nn.Module):
         distances = squared_distances(x.float().flatten(0, 1), self.vectors, self.scale)
         return (-SHARPNESS * distances).log_softmax(dim=1).unflatten(0, x.shape[:2])
 
+    @property
+    def own_labels(self) -> Tensor:
+        """What each code says of its own frame: probabilities [K, n_labels]."""
+        return (LEARN * self.odds[0]).softmax(dim=1)
+
     def labels(self, log_codes: Tensor) -> Tensor:
         """Log-probabilities of codes [B, T, K] -> those of labels, of each frame of `CONTEXT`:
         [3, B, T, n_labels]."""

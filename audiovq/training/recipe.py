@@ -289,6 +289,11 @@ class Recipe:
                 'model.codebook = "ema" and no loss.consistency, which keeps the codebook; set it '
                 "to 0."
             )
+        if loss.code_labels and self.model.unit_labels not in (0, data.n_labels):
+            raise ValueError(
+                f"model.unit_labels must be data.n_labels ({data.n_labels}) or 0, not "
+                f"{self.model.unit_labels}."
+            )
         for name in ("code_context", "code_use"):
             if getattr(loss, name) and not loss.code_labels:
                 raise ValueError(f"loss.{name} is of loss.code_labels; give both, or set it to 0.")

@@ -94,8 +94,8 @@ def learns(recipe: Recipe, name: str) -> bool:
 
 def initial_model(recipe: Recipe) -> AudioVQ:
     """The model to go on from, grown to the recipe's `unit_blocks`, `spectrum_size`,
-    `level_frames`, `level_floor` and `unit_extra_blocks`, or, when the decoder learns alone, with
-    the recipe's source, or with codebooks that are still to be started."""
+    `level_frames`, `level_floor`, `unit_extra_blocks` and `unit_labels`, or, when the decoder
+    learns alone, with the recipe's source, or with codebooks that are still to be started."""
     name = recipe.train.initial_model
     model = AudioVQ.from_pretrained(name)
     if recipe.train.new_codebooks and recipe.train.learn == "all":
@@ -113,6 +113,7 @@ def initial_model(recipe: Recipe) -> AudioVQ:
             "level_frames",
             "level_floor",
             "unit_extra_blocks",
+            "unit_labels",
         )
         if grows and (wanted := getattr(recipe.model, size)) != (has := getattr(model.config, size))
         if wanted and (not has or size == "level_floor")
@@ -151,7 +152,11 @@ def with_new_codebooks(model: AudioVQ, like: ModelConfig) -> AudioVQ:
     """A model with codebooks as in another configuration, which have not begun."""
     sizes = {setting: getattr(like, setting) for setting in CODEBOOK_SETTINGS}
     new = AudioVQ(replace(model.config, **sizes), model.card)
-    kept = {name: x for name, x in model.state_dict().items() if ".codebooks." not in name}
+    kept = {
+        name: x
+        for name, x in model.state_dict().items()
+        if not (".codebooks." in name or name.endswith("units.labels"))
+    }
     new.load_state_dict(new.state_dict() | kept)
     return new
 
