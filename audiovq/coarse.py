@@ -1,8 +1,9 @@
 """Fewer units: those that mean nearly the same, told apart no more.
 
-Ward's clustering (Ward, "Hierarchical grouping to optimize an objective function", 1963) of code
-vectors, each weighted by how often it is used: step by step the two clusters are merged that the
-mean squared distance of units from their cluster's mean suffers least from. So the clusters of
+Ward's clustering (Ward, "Hierarchical grouping to optimize an objective function", 1963) of one
+vector for each unit, its code or what it stands for, weighted by how often it is used: step by step
+the two clusters are merged that the mean squared distance of units from their cluster's mean
+suffers least from. So the clusters of
 fewer units are made of those of more. Every sum has one order, so that all machines agree.
 """
 
