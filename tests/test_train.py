@@ -703,7 +703,7 @@ def test_labels_move_the_codes_of_the_units(recipe, tiny_folder, manifest, speec
     train(replace(changed, train=anew), tmp_path / "anew")
     steps = [line["step"] for line in metrics(tmp_path / "anew") if "code_labels" in line]
     assert steps == [4]
-    with pytest.raises(ValueError, match=r"unit_labels must be data.n_labels \(40\) or 0, not 7"):
+    with pytest.raises(ValueError, match=r"unit_labels = 40 \(data.n_labels\) or 0, not 7"):
         replace(changed, model=replace(before.config, unit_labels=7))
     with pytest.raises(ValueError, match=r"loss\.code_labels needs"):
         replace(changed, data=replace(changed.data, labels_folder=""))

@@ -111,8 +111,9 @@ class Generator(nn.Module):
         if self.label_head is not None:
             result["labels"] = self.label_head(units)
         if self.codes is not None and quantized is not None:
-            result["log_codes"] = self.codes(quantized.unit_vectors)
-            said = self.codes.labels(result["log_codes"])
+            with torch.autocast(units.device.type, enabled=False):
+                result["log_codes"] = self.codes(quantized.unit_vectors)
+                said = self.codes.labels(result["log_codes"])
             result["code_labels"] = said.repeat_interleave(units.shape[1] // said.shape[2], dim=2)
         return result
 

@@ -115,8 +115,7 @@ class LossSettings:
     With `code_labels` each is to have the code of the other."""
     code_labels: Weight = 0.0
     """With train.learn = "units" and data.labels_folder: cross-entropy of the labels with those
-    that the codes near a vector stand for. The codes of the units learn these, and move by this
-    loss, `code_context`, `agreement` and `code_use` alone, instead of by moving averages."""
+    that the codes near a vector stand for. These learn it, and move by such losses alone."""
     code_context: Weight = 0.0
     """With `code_labels`: the same of the labels four frames before and after."""
     code_use: Weight = 0.0
@@ -278,21 +277,13 @@ class Recipe:
     def _check_codebooks(self) -> None:
         """Of codebooks that begin anew, and of codes that stand for labels."""
         train, data, loss = self.train, self.data, self.loss
-        if loss.code_labels and (
-            train.learn != "units"
-            or not data.labels_folder
-            or loss.consistency
-            or self.model.codebook != "ema"
-        ):
+        fits = train.learn == "units" and data.labels_folder and self.model.codebook == "ema"
+        fits = fits and self.model.unit_labels in (0, data.n_labels)
+        if loss.code_labels and (not fits or loss.consistency):
             raise ValueError(
-                'loss.code_labels needs train.learn = "units", data.labels_folder, '
-                'model.codebook = "ema" and no loss.consistency, which keeps the codebook; set it '
-                "to 0."
-            )
-        if loss.code_labels and self.model.unit_labels not in (0, data.n_labels):
-            raise ValueError(
-                f"model.unit_labels must be data.n_labels ({data.n_labels}) or 0, not "
-                f"{self.model.unit_labels}."
+                'loss.code_labels needs train.learn = "units", data.labels_folder, model.codebook '
+                f'= "ema", model.unit_labels = {data.n_labels} (data.n_labels) or 0, not '
+                f"{self.model.unit_labels}, and no loss.consistency; or set it to 0."
             )
         for name in ("code_context", "code_use"):
             if getattr(loss, name) and not loss.code_labels:
